@@ -1,0 +1,35 @@
+"""The contract between operator and connector: one configuration file, one pydantic model.
+
+The operator imports this package to render the ConfigMap, the connector to read it. It imports neither torch nor
+vllm, so that the operator's image can install it without them.
+"""
+
+from kvpool_connector.config.model import (
+    CONFIG_VERSION,
+    ConnectorConfig,
+    CpuTier,
+    OnFailure,
+    PoolRef,
+    RemoteStore,
+    Tiers,
+    Timeouts,
+)
+from kvpool_connector.config.quantity import format_bytes, parse_quantity
+from kvpool_connector.config.sources import ENV_CONFIG_FILE, ConfigError, load, parse
+
+__all__ = [
+    "CONFIG_VERSION",
+    "ENV_CONFIG_FILE",
+    "ConfigError",
+    "ConnectorConfig",
+    "CpuTier",
+    "OnFailure",
+    "PoolRef",
+    "RemoteStore",
+    "Tiers",
+    "Timeouts",
+    "format_bytes",
+    "load",
+    "parse",
+    "parse_quantity",
+]

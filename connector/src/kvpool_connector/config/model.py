@@ -1,0 +1,109 @@
+"""The configuration file, as a model. Every field has a default that a small pool can live with, except what only
+the user can know.
+
+A change that an older connector would misread needs a new ``CONFIG_VERSION``; a new optional field does not.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kvpool_connector.config.quantity import parse_quantity
+
+CONFIG_VERSION: Literal[1] = 1
+"""What this connector writes and the newest version that it reads."""
+
+ByteSize = Annotated[int, BeforeValidator(parse_quantity)]
+"""Bytes; read from a number or a Kubernetes quantity."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OnFailure(enum.StrEnum):
+    """What happens when the connector cannot start."""
+
+    STOP = "stop"
+    """The engine stops with one clear message. The default: a pool that silently does nothing is a fault."""
+    CONTINUE = "continue"
+    """The engine serves without the cache and says so in its log."""
+
+
+class PoolRef(_Section):
+    """Which KVCachePool this file was made for. Only shown, never part of a key."""
+
+    name: str
+    namespace: str = ""
+
+
+class CpuTier(_Section):
+    """Host memory next to the engine."""
+
+    size: ByteSize = Field(ge=1 << 20, description="Bytes for the whole engine, shared equally by its ranks.")
+    eviction_policy: Literal["lru"] = Field(default="lru", description="Which block makes room for a new one.")
+
+
+class Tiers(_Section):
+    """Tiers inside the engine's Pod."""
+
+    cpu: CpuTier
+
+
+class Timeouts(_Section):
+    """Upper bounds, in milliseconds, on anything that waits for the store. What is late is a miss, never an error."""
+
+    lookup_ms: int = Field(
+        default=50, ge=1, le=10_000, description="Whether the store has the keys of a waiting request."
+    )
+    fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
+    put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")
+    connect_ms: int = Field(default=1_000, ge=10, le=30_000, description="TCP connection and authentication.")
+
+
+class RemoteStore(_Section):
+    """A store that engines share. Redis and Valkey speak the same protocol."""
+
+    type: Literal["redis", "valkey"]
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(default=6379, ge=1, le=65535)
+    database: int = Field(default=0, ge=0, le=1_000_000)
+    username: str | None = Field(default=None, description="ACL user; absent: the default user.")
+    password_file: str | None = Field(
+        default=None, description="A file that holds the password (a mounted Secret). Passwords are never in this file."
+    )
+    ttl_s: int | None = Field(
+        default=None, ge=1, description="Seconds after which the store may forget a part; absent: never."
+    )
+    timeouts: Timeouts = Timeouts()
+
+
+class ConnectorConfig(_Section):
+    """The whole file."""
+
+    version: Literal[1] = CONFIG_VERSION
+    pool: PoolRef | None = None
+    tenant: str = Field(
+        default="",
+        max_length=63,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Part of every key: tenants never share blocks.",
+    )
+    model_revision: str | None = Field(
+        default=None, description="Immutable revision of the weights; absent: the weights' files are fingerprinted."
+    )
+    tiers: Tiers
+    remote: RemoteStore | None = Field(default=None, description="Absent: blocks live in this engine's tiers only.")
+    offload_generated_tokens: bool = Field(
+        True, description="Keep the KV of generated tokens too, so that the next turn of a conversation hits."
+    )
+    on_failure: OnFailure = OnFailure.STOP
+
+    @model_validator(mode="after")
+    def _username_needs_password(self) -> ConnectorConfig:
+        if self.remote is not None and self.remote.username and not self.remote.password_file:
+            raise ValueError("remote.username is set without remote.password_file: name the file with its password")
+        return self

@@ -1,0 +1,100 @@
+"""Where the configuration comes from, and errors a person can act on.
+
+Two places, never both: the file named by ``KVPOOL_CONFIG_FILE`` (what the operator mounts), or the mapping under
+``kvpool`` in vLLM's ``kv_connector_extra_config`` (what a person starting vLLM by hand writes).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from kvpool_connector.config.model import CONFIG_VERSION, ConnectorConfig
+
+ENV_CONFIG_FILE = "KVPOOL_CONFIG_FILE"
+EXTRA_CONFIG_KEY = "kvpool"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used. The message names each field and what to do about it."""
+
+
+def load(extra_config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ConnectorConfig:
+    """The configuration of this process.
+
+    Args:
+        extra_config: vLLM's ``kv_connector_extra_config``.
+        environ: the process environment.
+
+    Raises:
+        ConfigError: no source, two sources, an unreadable file, or invalid content.
+    """
+    path = environ.get(ENV_CONFIG_FILE)
+    inline = extra_config.get(EXTRA_CONFIG_KEY)
+    if path and inline is not None:
+        raise ConfigError(
+            f"two configurations: {ENV_CONFIG_FILE}={path} and kv_connector_extra_config.{EXTRA_CONFIG_KEY}; remove one"
+        )
+    if path:
+        return _read(Path(path))
+    if inline is None:
+        raise ConfigError(
+            f"no configuration: set {ENV_CONFIG_FILE} to a file, or kv_connector_extra_config.{EXTRA_CONFIG_KEY} to "
+            'a mapping such as {"tiers": {"cpu": {"size": "8Gi"}}}'
+        )
+    return parse(inline, f"kv_connector_extra_config.{EXTRA_CONFIG_KEY}")
+
+
+def _read(path: Path) -> ConnectorConfig:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{ENV_CONFIG_FILE}={path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    return parse(content, str(path))
+
+
+def parse(content: object, source: str) -> ConnectorConfig:
+    """Check the content of one source.
+
+    Raises:
+        ConfigError: one line per fault, each with the field's path and the fix.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{source}: a mapping is expected, not {type(content).__name__}")
+    version = content.get("version", CONFIG_VERSION)
+    if isinstance(version, int) and version > CONFIG_VERSION:
+        raise ConfigError(
+            f"{source}: version {version} is newer than this connector reads ({CONFIG_VERSION}): "
+            "update the connector in the engine's image, or let the older operator write the file"
+        )
+    try:
+        return ConnectorConfig.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors())
+        raise ConfigError(f"{source}: {faults}") from None
+
+
+def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    field = ".".join(map(str, location)) or "the file"
+    if kind != "extra_forbidden":
+        return f"{field}: {message.removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(str(location[-1]), _fields_at(location[:-1]), n=1)
+    return f"{field}: unknown key" + (f", did you mean '{near[0]}'?" if near else ": remove it")
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known at a place of the file."""
+    model: type[BaseModel] = ConnectorConfig
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
