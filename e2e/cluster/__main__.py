@@ -19,7 +19,9 @@ from e2e.cluster.volumes import HostFolder, host_folder_manifests, render
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    whole = argparse.ArgumentParser(prog="python3 -m e2e.cluster", description="Kubernetes clusters for development and tests.")
+    whole = argparse.ArgumentParser(
+        prog="python3 -m e2e.cluster", description="Kubernetes clusters for development and tests."
+    )
     commands = whole.add_subparsers(dest="command", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -13,9 +13,11 @@ from typing import IO
 
 from e2e.cluster.progress import ClusterError
 
+Argv = Sequence[str | Path]
+
 
 def run(
-    argv: Sequence[str | Path],
+    argv: Argv,
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -53,7 +55,7 @@ def failure(words: Sequence[str], code: int, output: str) -> str:
     return f"`{called}` failed with exit status {code}:\n{tail}"
 
 
-def succeeds(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout: float = 30.0) -> bool:
+def succeeds(argv: Argv, *, env: Mapping[str, str] | None = None, timeout: float = 30.0) -> bool:
     """True when the program exists, ends in time and exits with 0; its output is dropped."""
     try:
         run(argv, env=env, timeout=timeout)
@@ -62,7 +64,7 @@ def succeeds(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None
     return True
 
 
-def piped(argv: Sequence[str | Path], feed: IO[bytes], *, env: Mapping[str, str] | None = None) -> None:
+def piped(argv: Argv, feed: IO[bytes], *, env: Mapping[str, str] | None = None) -> None:
     """Run a program that reads the open file `feed` as its standard input."""
     words = [str(word) for word in argv]
     done = subprocess.run(words, stdin=feed, env={**os.environ, **(env or {})}, capture_output=True, check=False)

@@ -41,8 +41,20 @@ class KindProvider:
         else:
             self._kubeconfig.parent.mkdir(parents=True, exist_ok=True)
             with self._progress.during(f"creating the kind cluster {self._cluster} (kind pulls its node image)"):
-                run(["kind", "create", "cluster", "--name", self._cluster, "--kubeconfig", self._kubeconfig, "--wait", "180s"])
-        kubectl = [access.kubectl, f"--kubeconfig={self._kubeconfig}"]
+                run(
+                    [
+                        "kind",
+                        "create",
+                        "cluster",
+                        "--name",
+                        self._cluster,
+                        "--kubeconfig",
+                        self._kubeconfig,
+                        "--wait",
+                        "180s",
+                    ]
+                )
+        kubectl = [str(access.kubectl), f"--kubeconfig={self._kubeconfig}"]
         run([*kubectl, "wait", "--for=condition=Ready", "nodes", "--all", "--timeout=180s"])
         self._progress.say(f"up: kind cluster {self._cluster}")
         return access
@@ -96,7 +108,14 @@ class KindProvider:
 
 def build_command(name: str, reference: str, repository: Path = REPOSITORY) -> list[str | Path]:
     """The `docker build` of one of our images; the context is the whole repository."""
-    argv: list[str | Path] = ["docker", "build", "--file", repository / "images" / DOCKERFILES[name], "--tag", reference]
+    argv: list[str | Path] = [
+        "docker",
+        "build",
+        "--file",
+        repository / "images" / DOCKERFILES[name],
+        "--tag",
+        reference,
+    ]
     if name == "serving":
         argv += ["--build-arg", f"BASE={CPU_BASE}"]
     return [*argv, repository]

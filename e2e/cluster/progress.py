@@ -52,7 +52,9 @@ class Progress:
         self.say(f"{what}: done in {time.monotonic() - began:.1f} s")
 
 
-def wait_for(seconds: float, what: str, probe: Callable[[], bool], give_up: Callable[[], str | None] | None = None) -> None:
+def wait_for(
+    seconds: float, what: str, probe: Callable[[], bool], give_up: Callable[[], str | None] | None = None
+) -> None:
     """Poll `probe` until it is true; fail after `seconds`, or at once when `give_up` names a reason."""
     deadline = time.monotonic() + seconds
     while not probe():

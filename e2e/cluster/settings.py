@@ -45,7 +45,9 @@ class Settings:
 def read_settings(name: str = "default", environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment; raises `ClusterError` for a name or a folder that cannot work."""
     if not _NAME.fullmatch(name):
-        raise ClusterError(f"cluster name {name!r} must be 1 to 32 of a-z, 0-9 and '-', and begin and end with a letter or digit")
+        raise ClusterError(
+            f"cluster name {name!r} must be 1 to 32 of a-z, 0-9 and '-', and begin and end with a letter or digit"
+        )
     cache = Path(environ.get("KVPOOL_CACHE") or Path.home() / ".cache" / "kvpool").expanduser().absolute()
     state = Path(environ.get("KVPOOL_STATE") or cache / "state").expanduser().absolute()
     assets = environ.get("KUBEBUILDER_ASSETS")

@@ -45,7 +45,12 @@ def host_folder_manifests(
             "persistentVolumeReclaimPolicy": "Retain",
             "mountOptions": ["ro"],
             # Reserves the volume for this claim, so that no other claim binds it first.
-            "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": folder.claim},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": namespace,
+                "name": folder.claim,
+            },
             "local": {"path": str(folder.path.resolve())},
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [_on_node(node)]}]}},
         },

@@ -83,5 +83,5 @@ def _build(go: Path, module: Path, output: Path) -> None:
         "GOWORK": "off",
         "PATH": f"{go.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    argv = ["nice", "-n", "5", go, "build", *FLAGS, "-ldflags", linker_flags(kubernetes_version())]
-    run([*argv, "-o", output, "."], cwd=module, env=env)
+    flags = [*FLAGS, "-ldflags", linker_flags(kubernetes_version()), "-o", str(output)]
+    run(["nice", "-n", "5", go, "build", *flags, "."], cwd=module, env=env)

@@ -59,8 +59,9 @@ class Control:
 
     def write_kubeconfigs(self) -> None:
         """One kubeconfig per user."""
+        server = f"https://{self.host}:{self.ports.api}"
         for user in USERS:
-            put(self.layout.conf / f"{user}.kubeconfig", kubeconfig(f"https://{self.host}:{self.ports.api}", self.layout.pki, user))
+            put(self.layout.conf / f"{user}.kubeconfig", kubeconfig(server, self.layout.pki, user))
 
     def start(self) -> None:
         """Start what does not run and wait until the API server is ready."""
@@ -82,17 +83,27 @@ class Control:
         manifest: dict[str, Any] = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
 
         def there() -> bool:
-            return api.exists(f"{path}/default") or (not self.programs.controller_manager and api.create(path, manifest))
+            return api.exists(f"{path}/default") or (
+                not self.programs.controller_manager and api.create(path, manifest)
+            )
 
         wait_for(60.0, "the ServiceAccount default", there, lambda: self.processes.dead(self.names))
 
     def _etcd(self) -> list[str | Path]:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self.ports.etcd, self.ports.etcd_peer))
         listen = ["--listen-client-urls", client, "--advertise-client-urls", client]
-        peers = ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"local={peer}"]
+        peers = [
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"local={peer}",
+        ]
+        options = ["--name=local", f"--data-dir={self.layout.run}/etcd", "--log-level=warn"]
         # Losing the last writes in a power failure is fine here; waiting for the disk on every write is not.
-        fast = ["--unsafe-no-fsync"]
-        return [self.programs.etcd, "--name=local", f"--data-dir={self.layout.run / 'etcd'}", "--log-level=warn", *fast, *listen, *peers]
+        options.append("--unsafe-no-fsync")
+        return [self.programs.etcd, *options, *listen, *peers]
 
     def _apiserver(self) -> list[str | Path]:
         pki = self.layout.pki
@@ -150,7 +161,9 @@ class Control:
 
     def _as_user(self, user: str) -> list[str]:
         config = self.layout.conf / f"{user}.kubeconfig"
-        options = [f"--{kind}={config}" for kind in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")]
+        options = [
+            f"--{kind}={config}" for kind in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+        ]
         return [*options, "--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false"]
 
 

@@ -8,7 +8,6 @@ private lists are fetched into the cache, which needs no root either.
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shutil
 import subprocess
@@ -61,21 +60,22 @@ class Apt:
     def closure(self, packages: Sequence[str]) -> list[str]:
         """These packages and all that their files need, sorted."""
         listed = run(["apt-cache", *self.options, "depends", "--recurse", *_CLOSURE, *packages])
-        names = {line.strip() for line in listed.splitlines() if re.match(r"[a-z0-9]", line)}
-        wanted = sorted(name for name in names if name in packages or not _FOR_SCRIPTS.fullmatch(name))
+        listed_names = {line.strip() for line in listed.splitlines() if re.match(r"[a-z0-9]", line)}
+        wanted = sorted(name for name in listed_names if name in packages or not _FOR_SCRIPTS.fullmatch(name))
         found = _candidates(self.options, wanted)
         missing = set(packages) - set(found)
         if missing:
-            raise ClusterError(f"no Debian package named {', '.join(sorted(missing))}: run `apt-get update`, or use another release")
+            names = ", ".join(sorted(missing))
+            raise ClusterError(f"no Debian package named {names} can be had: run `apt-get update`, or use Debian 12")
         return found
 
     def unpack(self, packages: Sequence[str], place: Path) -> None:
         """Unpack exactly these packages into `place`."""
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="kvpool-debs-") as folder:
-            # As root, apt drops to its own user, who must be able to write here.
-            os.chmod(folder, 0o755)
-            run(["apt-get", *self.options, "-qq", "-o", "APT::Sandbox::User=root", "download", *packages], cwd=Path(folder))
+            # As root, apt would drop to a user of its own, who cannot write here.
+            sandbox = ["-o", "APT::Sandbox::User=root"]
+            run(["apt-get", *self.options, "-qq", *sandbox, "download", *packages], cwd=Path(folder))
             for archive in sorted(Path(folder).glob("*.deb")):
                 _extract(archive, place)
 

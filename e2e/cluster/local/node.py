@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,7 @@ class Node:
         options += [f"--cert-dir={layout.run}/kubelet-pki", f"--hostname-override={NODE}", f"--node-ip={NODE_IP}"]
         self.processes.start(KUBELET, [self.programs / "kubelet", f"--config={layout.conf}/kubelet.yaml", *options])
         self.processes.start(PROXY, [self.programs / "kube-proxy", f"--config={layout.conf}/proxy.yaml"])
-        kubectl = [self.control.programs.kubectl, f"--kubeconfig={layout.kubeconfig}"]
+        kubectl = [str(self.control.programs.kubectl), f"--kubeconfig={layout.kubeconfig}"]
         run([*kubectl, "apply", "-f", "-"], stdin=_DNS.read_text().replace("DNS_IP", DNS_IP))
 
     def wait(self) -> None:

@@ -22,7 +22,14 @@ def cni(layout: Layout) -> str:
         "routes": [{"dst": "0.0.0.0/0"}],
         "ranges": [[{"subnet": POD_CIDR, "gateway": NODE_IP}]],
     }
-    bridge = {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True, "ipMasq": True, "ipam": addresses}
+    bridge = {
+        "type": "bridge",
+        "bridge": BRIDGE,
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipMasq": True,
+        "ipam": addresses,
+    }
     plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
     return json.dumps({"cniVersion": "0.4.0", "name": CNI_NETWORK, "plugins": plugins}, indent=2) + "\n"
 

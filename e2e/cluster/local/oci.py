@@ -85,7 +85,9 @@ class Image:
 
     def manifest(self) -> bytes:
         """The image manifest; its digest is the image's."""
-        layers = [{"mediaType": f"{_MEDIA}layer.v1.tar", "digest": each.digest, "size": each.size} for each in self.layers]
+        layers = [
+            {"mediaType": f"{_MEDIA}layer.v1.tar", "digest": each.digest, "size": each.size} for each in self.layers
+        ]
         content = {
             "schemaVersion": 2,
             "mediaType": f"{_MEDIA}manifest.v1+json",

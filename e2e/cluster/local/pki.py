@@ -72,7 +72,20 @@ def _key(folder: Path, name: str) -> Path:
 def _authority(folder: Path, name: str) -> None:
     extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     subject = ["-subj", f"/CN={name}", "-days", DAYS]
-    run(["openssl", "req", "-x509", "-new", "-key", _key(folder, name), *subject, "-out", folder / f"{name}.crt", *extensions])
+    run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            _key(folder, name),
+            *subject,
+            "-out",
+            folder / f"{name}.crt",
+            *extensions,
+        ]
+    )
 
 
 def _certificate(folder: Path, certificate: Certificate) -> None:
@@ -85,8 +98,8 @@ def _certificate(folder: Path, certificate: Certificate) -> None:
     extensions.write_text("\n".join(lines) + "\n")
     # A random serial number: a serial file would be written by several of these at once.
     serial = "0x" + run(["openssl", "rand", "-hex", "15"]).strip()
-    signer = ["-CA", folder / f"{certificate.signer}.crt", "-CAkey", folder / f"{certificate.signer}.key"]
-    issue = ["-set_serial", serial, "-days", DAYS, "-extfile", extensions, "-out", base.with_suffix(".crt")]
+    signer = ["-CA", f"{folder}/{certificate.signer}.crt", "-CAkey", f"{folder}/{certificate.signer}.key"]
+    issue = ["-set_serial", serial, "-days", DAYS, "-extfile", str(extensions), "-out", str(base.with_suffix(".crt"))]
     run(["openssl", "x509", "-req", *signer, *issue], stdin=request)
     extensions.unlink()
 

@@ -131,8 +131,8 @@ class LocalProvider:
             self._progress.say("KUBEBUILDER_ASSETS is not used: it has no kubelet")
         folder = build.binaries(self._settings.cache, self._progress)
         etcd = machine.etcd(self._settings.cache, self._progress)
-        names = ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler")
-        return Programs(etcd, *(folder / name for name in names)), folder
+        control = [folder / name for name in ("kube-apiserver", "kubectl", "kube-controller-manager", "kube-scheduler")]
+        return Programs(etcd, *control), folder
 
     def _assets(self, folder: Path) -> Programs:
         """The programs in KUBEBUILDER_ASSETS."""
@@ -142,7 +142,14 @@ class LocalProvider:
             raise ClusterError(f"KUBEBUILDER_ASSETS is {folder}, which lacks {', '.join(missing)}")
         self._progress.say(f"programs from KUBEBUILDER_ASSETS: {folder}")
         controllers, scheduler = folder / "kube-controller-manager", folder / "kube-scheduler"
-        return Programs(*needed, controllers if controllers.exists() else None, scheduler if scheduler.exists() else None)
+        etcd, apiserver, kubectl = needed
+        return Programs(
+            etcd,
+            apiserver,
+            kubectl,
+            controllers if controllers.exists() else None,
+            scheduler if scheduler.exists() else None,
+        )
 
     def _begin(self, mode: Mode, programs: Path) -> Ports:
         """Note how the cluster is started.  What runs keeps its ports and its mode."""
@@ -151,7 +158,8 @@ class LocalProvider:
         if before and runs:
             if before.mode != mode or self._port not in (None, before.port):
                 raise ClusterError(
-                    f"{self._settings.name} runs in mode {before.mode} on port {before.port}: run `down` first, or take another --name"
+                    f"{self._settings.name} runs in mode {before.mode} on port {before.port}:"
+                    " run `down` first, or take another --name"
                 )
             return Ports(before.port)
         self._layout.make()

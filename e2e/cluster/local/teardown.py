@@ -6,6 +6,7 @@ for when this cluster had a kubelet, so that a control plane's `down` leaves a n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -63,9 +64,11 @@ class Teardown:
 
     def _end_pods(self) -> None:
         """The kubelet ends Pods in order, volumes and network included, when it still can."""
-        if not (self._processes.alive(KUBELET) and self._processes.alive(APISERVER) and self._processes.alive(CONTAINERD)):
+        if not (
+            self._processes.alive(KUBELET) and self._processes.alive(APISERVER) and self._processes.alive(CONTAINERD)
+        ):
             return
-        kubectl = [self._programs / "kubectl", f"--kubeconfig={self._layout.kubeconfig}"]
+        kubectl = [f"{self._programs}/kubectl", f"--kubeconfig={self._layout.kubeconfig}"]
         force = ["--grace-period=0", "--force", "--wait=false"]
         succeeds([*kubectl, "delete", "pods", "--all", "--all-namespaces", *force])
         try:
@@ -105,10 +108,8 @@ def remove_cgroups() -> None:
     """Remove the cgroups of Pods, which stay behind empty."""
     for root in (*CGROUPS.glob("kubepods"), *CGROUPS.glob("*/kubepods")):
         for folder, _, _ in os.walk(root, topdown=False):
-            try:
-                os.rmdir(folder)
-            except OSError:  # still in use: it stays, which harms nobody
-                continue
+            with contextlib.suppress(OSError):  # still in use: it stays, which harms nobody
+                Path(folder).rmdir()
 
 
 def shims(socket: Path) -> list[int]:
@@ -132,14 +133,12 @@ def _pids(listing: Path) -> list[int]:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _remove_log_links(logs: Path) -> None:
     """The kubelet's links in /var/log/containers that point to this cluster's Pod logs."""
     for link in Path("/var/log/containers").glob("*.log"):
-        if link.is_symlink() and os.readlink(link).startswith(f"{logs}/"):
+        if link.is_symlink() and str(link.readlink()).startswith(f"{logs}/"):
             link.unlink(missing_ok=True)
