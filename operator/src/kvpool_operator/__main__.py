@@ -1,0 +1,127 @@
+"""``kvpool-operator``: read the settings, wait for the CRD, run until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import kopf
+import yaml
+from pydantic import ValidationError
+
+from kvpool_operator.api import API_VERSION, PLURAL, Settings
+from kvpool_operator.handlers import health, watches
+from kvpool_operator.handlers.queue import WorkQueue
+from kvpool_operator.handlers.workers import Workers
+from kvpool_operator.kube import ApiError, Client, connect
+from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.reconcile import Reconciler
+
+_log = logging.getLogger("kvpool_operator")
+
+
+def read_settings(path: Path | None) -> Settings:
+    """The settings file.
+
+    Raises:
+        SystemExit: it can't be used; the message says why.
+    """
+    if path is None:
+        return Settings()
+    try:
+        return Settings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise SystemExit(f"kvpool-operator: {path}: {error}") from None
+
+
+async def wait_for_crd(client: Client, stop: asyncio.Event, *, pause: float = 2.0) -> None:
+    """kopf looks for resources once, at its start, so the CRD must be there before. Ends early when told to stop."""
+    said = ""
+    while not stop.is_set():
+        try:
+            if await client.served(API_VERSION, PLURAL):
+                return
+            state = f"the API server does not serve {PLURAL}.{API_VERSION}: install the CRD"
+        except ApiError as error:
+            state = error.message
+        if state != said:
+            _log.warning("waiting: %s", state)
+            said = state
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+
+
+async def run(settings: Settings, *, host: str, port: int, stop: asyncio.Event) -> None:
+    """The whole operator, until ``stop``."""
+    client, cache = connect(), Cache()
+    queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
+    reconciler = Reconciler(client, cache, settings, clock=time.monotonic)
+    workers = Workers(queue, reconciler.reconcile, count=settings.workers)
+    ready = asyncio.Event()
+    try:
+        async with health.serve(host=host, port=port, longest_in_hand=queue.longest_in_hand, is_ready=ready.is_set):
+            await wait_for_crd(client, stop)
+            informer = kopf.operator(
+                registry=watches.registry(cache, workers.add),
+                settings=watches.kopf_settings(),
+                clusterwide=not settings.watch_namespaces,
+                namespaces=settings.watch_namespaces,
+                ready_flag=ready,
+                stop_flag=stop,
+            )
+            await _until_one_ends(informer, workers.run())
+    finally:
+        await client.close()
+
+
+async def _until_one_ends(*halves: Coroutine[Any, Any, None]) -> None:
+    """Run them together. The end of one is the end of all: half an operator is worse than a restarted one."""
+    tasks = [asyncio.create_task(half) for half in halves]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _run_until_signal(settings: Settings, *, host: str, port: int) -> None:
+    """As the first process of a container nobody ends us by default, so the signal is ours from the first moment."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run(settings, host=host, port=port, stop=stop)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="kvpool-operator", description="Reconciles KVCachePools.")
+    parser.add_argument("--settings", type=Path, help="settings file (YAML), as the chart writes it")
+    parser.add_argument("--health-host", default="0.0.0.0", help="address of /healthz and /readyz")  # noqa: S104
+    parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz")
+    options = parser.parse_args(arguments)
+    settings = read_settings(options.settings)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_run_until_signal(settings, host=options.health_host, port=options.health_port))
+    except ApiError as error:
+        raise SystemExit(f"kvpool-operator: {error.message}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

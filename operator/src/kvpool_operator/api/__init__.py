@@ -1,0 +1,24 @@
+"""What a user writes and reads: the KVCachePool resource, the operator's settings, and the CRD made from them.
+
+Pure: imports neither kopf nor a Kubernetes client nor a clock. Everything else in the operator may import this package;
+this package imports nothing of the operator.
+"""
+
+from kvpool_operator.api.settings import Settings
+from kvpool_operator.api.spec import Backend, Engine, InvalidSpec, KVCachePoolSpec, StoreType, parse_spec
+from kvpool_operator.api.types import API_VERSION, GROUP, KIND, PLURAL, VERSION
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "PLURAL",
+    "VERSION",
+    "Backend",
+    "Engine",
+    "InvalidSpec",
+    "KVCachePoolSpec",
+    "Settings",
+    "StoreType",
+    "parse_spec",
+]

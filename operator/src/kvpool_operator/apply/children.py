@@ -1,0 +1,127 @@
+"""Bringing the children of one pool to what is desired, with as few requests as that takes.
+
+A quiet pool costs no request at all: everything is compared with the watch cache first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvpool_operator.apply.compare import HASH_ANNOTATION, holds, sign
+from kvpool_operator.desired import Manifest
+from kvpool_operator.desired.files import digest
+from kvpool_operator.desired.names import COMPONENT_LABEL
+from kvpool_operator.kube import ApiError, Client, NotFound, Refused, resource_of
+from kvpool_operator.observe.cache import Cache, key_of, owner_uid
+from kvpool_operator.status.observed import Refusal
+
+_log = logging.getLogger(__name__)
+
+
+class Children:
+    """Applies and prunes. Holds what the API server made of our manifests, to recognise it."""
+
+    def __init__(self, client: Client, cache: Cache) -> None:
+        self._client = client
+        self._cache = cache
+        self._accepted: dict[str, str] = {}
+        """uid to the digest of (what was applied, what the API server made of it)."""
+
+    async def apply(self, manifests: Sequence[Manifest], *, owner: str) -> tuple[Refusal, ...]:
+        """Write those that differ, in order.
+
+        A refusal of one doesn't keep the others from being written.
+
+        Raises:
+            ApiError: the API server can't be reached or is in trouble; the caller tries again.
+        """
+        refusals = []
+        for manifest in manifests:
+            try:
+                await self._apply_one(sign(manifest), owner)
+            except Refused as error:
+                refusals.append(_refusal(manifest, error.message))
+        return tuple(refusals)
+
+    async def prune(self, children: Sequence[Mapping[str, Any]], manifests: Sequence[Manifest], *, owner: str) -> None:
+        """Delete children of this very pool that are no longer desired."""
+        wanted = {key_of(manifest) for manifest in manifests}
+        for child in children:
+            if key_of(child) in wanted or owner_uid(child) != owner or _is_going(child):
+                continue
+            metadata = child["metadata"]
+            _log.info("%s %s/%s is no longer wanted", child["kind"], metadata["namespace"], metadata["name"])
+            try:
+                await self._client.delete(
+                    resource_of(child), metadata["namespace"], metadata["name"], uid=metadata["uid"]
+                )
+            except (NotFound, Refused):
+                continue
+            except ApiError as error:
+                if error.status != 409:  # somebody made a namesake: not ours to delete
+                    raise
+
+    async def _apply_one(self, wanted: Manifest, owner: str) -> None:
+        live = self._cache.get(key_of(wanted))
+        if live is None:
+            live = await self._read(wanted)
+        if live is not None:
+            if owner_uid(live) != owner:
+                raise Refused(status=409, message=_taken(live))
+            if _is_going(live) or self._is_as_wanted(live, wanted):
+                return
+        answer = await self._write(wanted, live)
+        self._accepted[answer["metadata"]["uid"]] = _memory(answer, wanted)
+        self._cache.put(answer)
+
+    async def _read(self, wanted: Manifest) -> dict[str, Any] | None:
+        """An object that no watch has shown: made a moment ago, or by somebody else without our labels."""
+        metadata = wanted["metadata"]
+        try:
+            return await self._client.get(resource_of(wanted), metadata["namespace"], metadata["name"])
+        except NotFound:
+            return None
+
+    async def _write(self, wanted: Manifest, live: Mapping[str, Any] | None) -> dict[str, Any]:
+        resource, metadata = resource_of(wanted), wanted["metadata"]
+        verb = "changing" if live is not None else "creating"
+        _log.info("%s %s %s/%s", verb, resource.kind, metadata["namespace"], metadata["name"])
+        try:
+            return await self._client.apply(resource, wanted)
+        except Refused as error:
+            if error.status != 422 or live is None or "immutable" not in error.message:
+                raise
+            # Somebody froze it, or a selector changed between versions of the operator. It is ours, so make it anew.
+            _log.warning("%s %s/%s: %s", resource.kind, metadata["namespace"], metadata["name"], error.message)
+            await self._client.delete(resource, metadata["namespace"], metadata["name"], uid=live["metadata"]["uid"])
+            return await self._client.apply(resource, wanted)
+
+    def _is_as_wanted(self, live: Mapping[str, Any], wanted: Manifest) -> bool:
+        annotations = live["metadata"].get("annotations", {})
+        if annotations.get(HASH_ANNOTATION) != wanted["metadata"]["annotations"][HASH_ANNOTATION]:
+            return False
+        return holds(live, wanted) or self._accepted.get(live["metadata"]["uid"]) == _memory(live, wanted)
+
+
+def _memory(live: Mapping[str, Any], wanted: Manifest) -> str:
+    """What the API server, and whoever mutates at admission, made of a manifest. Seeing it again is no drift."""
+    content = {key: value for key, value in live.items() if key not in ("metadata", "status")}
+    metadata = {key: live["metadata"].get(key) for key in ("labels", "annotations", "ownerReferences")}
+    return digest([wanted, content, metadata])
+
+
+def _is_going(body: Mapping[str, Any]) -> bool:
+    return "deletionTimestamp" in body["metadata"]
+
+
+def _taken(live: Mapping[str, Any]) -> str:
+    name = live["metadata"]["name"]
+    return f"{name} exists and does not belong to this pool: delete or rename it, or rename the pool or the engine"
+
+
+def _refusal(manifest: Manifest, message: str) -> Refusal:
+    metadata = manifest["metadata"]
+    component = metadata["labels"].get(COMPONENT_LABEL, "")
+    return Refusal(kind=manifest["kind"], name=metadata["name"], message=message, component=component)

@@ -1,0 +1,106 @@
+"""Random values of a pool: made once, and only if the cluster has none.
+
+Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. To get a new
+one, delete the Secret: the store and all engines then roll, because the Secret's uid is part of their configuration hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpool_operator.apply.compare import sign
+from kvpool_operator.desired import Manifest, Material, Pool, names, seed
+from kvpool_operator.desired.stores import redis
+from kvpool_operator.kube import SECRET, Client, Conflict, NotFound
+from kvpool_operator.observe.cache import Cache, owner_uid
+from kvpool_operator.observe.secrets import decoded
+
+
+def new_password() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def new_hash_seed() -> str:
+    return str(secrets.randbelow(seed.MAXIMUM) + 1)
+
+
+class SecretValues:
+    """Fills a pool's ``Material`` from its Secrets, and makes those that are missing."""
+
+    def __init__(self, client: Client, cache: Cache) -> None:
+        self._client = client
+        self._cache = cache
+
+    async def fill(self, pool: Pool, *, create: bool) -> Pool:
+        """The pool with its random values.
+
+        Args:
+            create: make what is missing; otherwise leave it empty.
+        """
+        password, password_uid = "", ""
+        if pool.spec.managed_store is not None:
+            password, password_uid = await self._value(
+                pool, names.store_auth(pool), redis.PASSWORD_KEY, new_password, redis.build_auth_secret, create=create
+            )
+        hash_seed, seed_uid = await self._value(
+            pool, names.hash_seed(pool), seed.KEY, new_hash_seed, seed.build_secret, create=create
+        )
+        return _with(
+            pool,
+            store_password=password,
+            store_secret_uid=password_uid,
+            hash_seed=hash_seed,
+            seed_secret_uid=seed_uid,
+        )
+
+    async def _value(
+        self,
+        pool: Pool,
+        name: str,
+        key: str,
+        new: Callable[[], str],
+        build: Callable[[Pool], Manifest | None],
+        *,
+        create: bool,
+    ) -> tuple[str, str]:
+        secret = await self._find(pool.namespace, name)
+        if secret is not None and not decoded(secret, key) and create and owner_uid(secret) == pool.uid:
+            # Emptied by hand: no Pod can start with it, so it is made anew.
+            await self._client.delete(SECRET, pool.namespace, name, uid=secret["metadata"]["uid"])
+            secret = None
+        if secret is None:
+            if not create:
+                return "", ""
+            value = new()
+            manifest = build(_with(pool, store_password=value, hash_seed=value))
+            assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
+            secret = await self._create(manifest)
+        return decoded(secret, key), str(secret["metadata"]["uid"])
+
+    async def _find(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """From the watch cache, else from the API server: a cache that is behind must not look like a missing Secret."""
+        known = self._cache.get((SECRET.kind, namespace, name))
+        if known is not None:
+            return known
+        try:
+            return await self._client.get(SECRET, namespace, name)
+        except NotFound:
+            return None
+
+    async def _create(self, manifest: Manifest) -> Mapping[str, Any]:
+        """Create it, or return the one that came first."""
+        try:
+            made = await self._client.create(SECRET, sign(manifest))
+        except Conflict:
+            metadata = manifest["metadata"]
+            return await self._client.get(SECRET, metadata["namespace"], metadata["name"])
+        self._cache.put(made)
+        return made
+
+
+def _with(pool: Pool, **values: str) -> Pool:
+    material: Material = dataclasses.replace(pool.material, **values)
+    return dataclasses.replace(pool, material=material)

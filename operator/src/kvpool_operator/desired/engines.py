@@ -1,0 +1,183 @@
+"""vLLM: one Deployment and one Service for each entry of spec.engines."""
+
+from __future__ import annotations
+
+import json
+
+from kvpool_connector.config import ENV_CONFIG_FILE
+
+from kvpool_operator.api import Engine
+from kvpool_operator.desired import connector_config, names, seed, sizing
+from kvpool_operator.desired.podpatch import merge, merge_list, merge_templates
+from kvpool_operator.desired.pool import Manifest, Pool
+from kvpool_operator.desired.security import container_context, pod_basics
+
+COMPONENT = "engine"
+COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+KV_TRANSFER = {
+    "kv_connector": "KVPoolConnector",
+    "kv_connector_module_path": "kvpool_connector.vllm",
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
+GPU_RESOURCE = "nvidia.com/gpu"
+_START_SECONDS = 1800
+"""Loading weights over a slow network and compiling kernels, before Kubernetes gives up on a Pod."""
+
+
+def build_service(pool: Pool, engine: Engine) -> Manifest:
+    labels = names.labels(pool, COMPONENT, engine.name)
+    return names.child(pool, "v1", "Service", names.engine(pool, engine), labels) | {
+        "spec": {
+            "selector": names.selector(pool, COMPONENT, engine.name),
+            "ports": [{"name": "http", "port": engine.port, "targetPort": "http", "protocol": "TCP"}],
+        }
+    }
+
+
+def build_deployment(pool: Pool, engine: Engine) -> Manifest:
+    labels = names.labels(pool, COMPONENT, engine.name)
+    selector = names.selector(pool, COMPONENT, engine.name)
+    template = {
+        "metadata": {
+            "labels": labels,
+            "annotations": {names.CONFIG_HASH_ANNOTATION: connector_config.config_hash(pool)},
+        },
+        "spec": _pod_spec(pool, engine),
+    }
+    return names.child(pool, "apps/v1", "Deployment", names.engine(pool, engine), labels) | {
+        "spec": {
+            "replicas": engine.replicas,
+            "strategy": _strategy(engine),
+            "progressDeadlineSeconds": _START_SECONDS + 300,
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": selector},
+            "template": merge_templates(
+                template, pool.settings.engine_defaults.pod_template, engine.pod_template, selector=selector
+            ),
+        }
+    }
+
+
+def _strategy(engine: Engine) -> Manifest:
+    """One Pod after the other.
+
+    Replicas give up a Pod before they start its successor: a spare GPU, or memory for one more model, is rarely there. A
+    single replica on CPU starts its successor first, so that somebody always answers.
+    """
+    surge = engine.replicas == 1 and engine.gpus == 0
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)}}
+
+
+def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
+    return pod_basics() | {
+        "terminationGracePeriodSeconds": 60,
+        "affinity": {"podAntiAffinity": _spread(pool, engine)},
+        "containers": [_container(pool, engine)],
+        "volumes": [
+            {"name": "config", "configMap": {"name": names.connector(pool)}},
+            {"name": "tmp", "emptyDir": {}},
+            # Workers of one engine talk over shared memory; the container's memory limit bounds it.
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            *_password_volume(pool),
+        ],
+    }
+
+
+def _spread(pool: Pool, engine: Engine) -> Manifest:
+    term = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": names.selector(pool, COMPONENT, engine.name)},
+    }
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+
+
+def _password_volume(pool: Pool) -> list[Manifest]:
+    source = connector_config.password_source(pool)
+    if source is None:
+        return []
+    secret, key = source
+    items = [{"key": key, "path": "password"}]
+    return [{"name": "store-auth", "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}}]
+
+
+def _container(pool: Pool, engine: Engine) -> Manifest:
+    health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
+    mounts: list[Manifest] = [
+        {"name": "config", "mountPath": connector_config.DIRECTORY, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+    ]
+    if connector_config.password_source(pool) is not None:
+        mounts.append({"name": "store-auth", "mountPath": connector_config.PASSWORD_DIRECTORY, "readOnly": True})
+    return {
+        "name": names.ENGINE_CONTAINER,
+        "image": engine.image or pool.settings.images.engine,
+        "command": COMMAND,
+        "args": _arguments(pool, engine),
+        "env": _environment(pool, engine),
+        "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
+        "resources": _resources(pool, engine),
+        "securityContext": container_context(),
+        "startupProbe": health | {"periodSeconds": 2, "failureThreshold": _START_SECONDS // 2},
+        "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": health | {"periodSeconds": 15, "failureThreshold": 6, "timeoutSeconds": 10},
+        # The Pod leaves the Service's endpoints first, then stops answering.
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "volumeMounts": mounts,
+    }
+
+
+def _model(pool: Pool) -> tuple[str, str, str | None]:
+    """What vLLM loads, what clients call it, and the revision to download."""
+    model = pool.spec.model
+    if model is None:  # the CRD and the spec's own rules see to it
+        raise AssertionError("an engine without a model")
+    path = pool.settings.engine_defaults.model_paths.get(model.name, model.name)
+    return path, model.served_name or model.name, None if path.startswith("/") else model.revision
+
+
+def _arguments(pool: Pool, engine: Engine) -> list[str]:
+    """kvpool's arguments, then the operator's defaults, then the pool's: vLLM takes the last of two."""
+    path, served, revision = _model(pool)
+    arguments = ["--model", path, "--served-model-name", served, "--port", str(engine.port)]
+    if revision:
+        arguments += ["--revision", revision]
+    if engine.gpus > 1:
+        arguments += ["--tensor-parallel-size", str(engine.gpus)]
+    arguments += ["--prefix-caching-hash-algo", "sha256_cbor"]
+    arguments += ["--kv-transfer-config", json.dumps(KV_TRANSFER, separators=(",", ":"))]
+    return [*arguments, *pool.settings.engine_defaults.args, *engine.args]
+
+
+def _environment(pool: Pool, engine: Engine) -> list[Manifest]:
+    environment: list[Manifest] = [
+        {"name": ENV_CONFIG_FILE, "value": f"{connector_config.DIRECTORY}/{connector_config.FILE}"},
+        seed.environment(pool),
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108  (caches need a writable place)
+        {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+        {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
+    ]
+    if _model(pool)[0].startswith("/"):
+        environment.append({"name": "HF_HUB_OFFLINE", "value": "1"})
+    if engine.gpus == 0:
+        environment.append({"name": sizing.KV_SPACE_VARIABLE, "value": sizing.DEFAULT_KV_SPACE})
+    if engine.hf_token_secret_ref is not None:
+        token = engine.hf_token_secret_ref.model_dump()
+        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}})
+    own = [variable.model_dump(by_alias=True, exclude_none=True) for variable in engine.env]
+    return merge_list(merge_list(environment, pool.settings.engine_defaults.env, "name"), own, "name")
+
+
+def _resources(pool: Pool, engine: Engine) -> Manifest:
+    """Requests are computed, so that the scheduler knows of the tiers. Limits are the user's: large weights are unknown here."""
+    memory = sizing.quantity(sizing.needed(pool, engine).total)
+    requests: Manifest = {"cpu": "250m" if engine.gpus == 0 else "1", "memory": memory}
+    own = engine.resources.model_dump(exclude_none=True) if engine.resources else {}
+    limits = own.get("limits", {})
+    if engine.gpus:
+        limits = {GPU_RESOURCE: engine.gpus, **limits}
+    # A limit without a request is the request, as in Kubernetes itself; ours must not exceed it.
+    computed = {name: value for name, value in requests.items() if name not in limits}
+    merged = merge({"requests": computed}, own)
+    return merge(merged, {"limits": limits}) if limits else merged

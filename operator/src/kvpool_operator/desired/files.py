@@ -1,0 +1,31 @@
+"""Configuration files by Jinja2, and hashes. Kubernetes objects are never made from text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("kvpool_operator.desired", "templates"),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  (these are not HTML files, and no user's text goes into them)
+        keep_trailing_newline=True,
+        trim_blocks=True,
+    )
+
+
+def render(template: str, **values: object) -> str:
+    """The file, or an error if the template uses a value that is not given."""
+    return _environment().get_template(template).render(**values)
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that change with the value. For annotations; not for secrets."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

@@ -1,0 +1,76 @@
+"""Names, labels and owner references of all children, and nothing else."""
+
+from __future__ import annotations
+
+from kvpool_operator.api import API_VERSION, GROUP, KIND, Engine
+from kvpool_operator.desired.pool import Manifest, Pool
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "kvpool-operator"
+POOL_LABEL = f"{GROUP}/pool"
+ENGINE_LABEL = f"{GROUP}/engine"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+
+CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
+"""On Pod templates: a new configuration makes new Pods."""
+
+STORE_CONTAINER = "store"
+ENGINE_CONTAINER = "engine"
+
+
+def store(pool: Pool) -> str:
+    """Deployment, Service and ConfigMap of the store."""
+    return f"{pool.name}-store"
+
+
+def store_auth(pool: Pool) -> str:
+    return f"{pool.name}-store-auth"
+
+
+def connector(pool: Pool) -> str:
+    return f"{pool.name}-connector"
+
+
+def hash_seed(pool: Pool) -> str:
+    return f"{pool.name}-hash-seed"
+
+
+def engine(pool: Pool, which: Engine) -> str:
+    """Deployment and Service of an engine."""
+    return f"{pool.name}-{which.name}"
+
+
+def service_host(pool: Pool, service: str) -> str:
+    """The Service's full name, so that a client needs no search path."""
+    return f"{service}.{pool.namespace}.svc.{pool.settings.cluster_domain}"
+
+
+def labels(pool: Pool, component: str, engine_name: str | None = None) -> dict[str, str]:
+    """Labels of a child. Watches and pruning select by them."""
+    return {
+        "app.kubernetes.io/name": "kvpool",
+        "app.kubernetes.io/instance": pool.name,
+        MANAGED_BY_LABEL: MANAGED_BY,
+        **selector(pool, component, engine_name),
+    }
+
+
+def selector(pool: Pool, component: str, engine_name: str | None = None) -> dict[str, str]:
+    """The part of the labels that selects Pods. It can never change: selectors of Deployments are immutable."""
+    engine_label = {ENGINE_LABEL: engine_name} if engine_name else {}
+    return {POOL_LABEL: pool.name, COMPONENT_LABEL: component, **engine_label}
+
+
+def child(pool: Pool, api_version: str, kind: str, name: str, child_labels: dict[str, str]) -> Manifest:
+    """The head of a child's manifest. The owner reference makes Kubernetes delete the child with the pool."""
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": pool.name, "uid": pool.uid, "controller": True}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": pool.namespace,
+            "labels": child_labels,
+            "ownerReferences": [owner],
+        },
+    }

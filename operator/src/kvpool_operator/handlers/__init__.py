@@ -1,0 +1,1 @@
+"""What starts reconciliations: kopf's watches onto a work queue, and workers that empty it."""

@@ -1,0 +1,166 @@
+"""A small asynchronous client over dicts. lightkube brings kubeconfig, tokens and TLS; paths and verbs are here.
+
+Every request is counted by verb, so that tests can state how many writes a quiet cluster sees.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2 as httpx
+from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig
+
+from kvpool_operator.kube.resources import Resource
+
+FIELD_MANAGER = "kvpool-operator"
+_TIMEOUT = httpx.Timeout(10)
+_PAGE = 500
+
+
+class ApiError(Exception):
+    """The API server did not do what was asked. Trying again later may help."""
+
+    def __init__(self, *, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class NotFound(ApiError):
+    """No such object."""
+
+
+class Conflict(ApiError):
+    """The object exists already, or is no longer what the caller saw."""
+
+
+class Refused(ApiError):
+    """The API server understood and said no: invalid, or forbidden. The same request will be refused again."""
+
+
+_ERRORS = {404: NotFound, 409: Conflict, 400: Refused, 403: Refused, 422: Refused}
+
+
+class Client:
+    """Reads and writes namespaced objects as dicts.
+
+    Safe for concurrent use within one event loop.
+    """
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+        self.requests: collections.Counter[str] = collections.Counter()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
+        return await self._send("GET", resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str, *, labels: Mapping[str, str], cached: bool = False
+    ) -> list[dict[str, Any]]:
+        """Objects with all of the labels.
+
+        Args:
+            cached: the API server may answer from its memory, a moment behind.
+        """
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        params = {"labelSelector": selector, **({"resourceVersion": "0"} if cached else {"limit": str(_PAGE)})}
+        items: list[dict[str, Any]] = []
+        while True:
+            page = await self._send("GET", resource.path(namespace), params=params)
+            # Items of a list carry no kind of their own.
+            head = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items += [{**head, **item} for item in page.get("items", [])]
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return items
+            params["continue"] = token
+
+    async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
+        """Server-side apply: own exactly the fields of the manifest, and return the object as it now is."""
+        metadata = manifest["metadata"]
+        return await self._send(
+            "PATCH",
+            resource.path(metadata["namespace"], metadata["name"], subresource),
+            params={"fieldManager": FIELD_MANAGER, "force": "true"},
+            content=json.dumps(manifest),
+            headers={"Content-Type": "application/apply-patch+yaml"},
+        )
+
+    async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Create, or fail with Conflict: never a change to what is there."""
+        return await self._send(
+            "POST",
+            resource.path(manifest["metadata"]["namespace"]),
+            params={"fieldManager": FIELD_MANAGER},
+            content=json.dumps(manifest),
+        )
+
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+        """Delete this very object, and not a namesake that came after it."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        await self._send("DELETE", resource.path(namespace, name), content=json.dumps(body))
+
+    async def served(self, api_version: str, plural: str) -> bool:
+        """Whether the API server knows a resource. Needs no permission beyond discovery."""
+        try:
+            found = await self._send("GET", f"/apis/{api_version}")
+        except NotFound:
+            return False
+        return any(entry["name"] == plural for entry in found.get("resources", []))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        self.requests[method] += 1
+        try:
+            response = await self._http.request(
+                method,
+                path,
+                params=params,
+                content=content,
+                headers=headers or {"Content-Type": "application/json"},
+                timeout=_TIMEOUT,
+            )
+        except httpx.HTTPError as error:
+            raise ApiError(status=0, message=f"{method} {path}: {type(error).__name__}: {error}") from None
+        if response.is_success:
+            answer: dict[str, Any] = response.json()
+            return answer
+        raise _error(method, path, response)
+
+
+def _error(method: str, path: str, response: httpx.Response) -> ApiError:
+    """The API server's message, without the request's body: it may hold a Secret."""
+    try:
+        message = str(response.json().get("message", ""))
+    except ValueError:
+        message = ""
+    status = response.status_code
+    if status == 500 and "failed to create typed patch object" in message:
+        # A manifest with a field that the kind does not have (from a user's Pod template): it will never be accepted.
+        return Refused(status=status, message=message)
+    kind = _ERRORS.get(status, ApiError)
+    return kind(status=status, message=message or f"{method} {path}: HTTP {status}")
+
+
+def connect() -> Client:
+    """A client for the current context of KUBECONFIG where that is set, or else for the Pod's service account."""
+    path = os.environ.get("KUBECONFIG")
+    config = (KubeConfig.from_file(path) if path else KubeConfig.from_env()).get()
+    if config is None:
+        raise ApiError(status=0, message="no cluster: neither a service account nor a current context in KUBECONFIG")
+    return Client(AsyncClient(config, ConnectionParams(timeout=_TIMEOUT, trust_env=False)))

@@ -1,0 +1,89 @@
+"""Children as the watches last showed them.
+
+Events and our own writes arrive in any order; an object's resourceVersion says which is newer. One event loop, no locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kvpool_operator.desired.names import POOL_LABEL
+
+Key = tuple[str, str, str]
+"""Kind, namespace, name."""
+
+
+def key_of(body: Mapping[str, Any]) -> Key:
+    metadata = body["metadata"]
+    return body["kind"], metadata["namespace"], metadata["name"]
+
+
+def owner_uid(body: Mapping[str, Any]) -> str | None:
+    """The uid of the object that controls this one."""
+    for owner in body["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            return str(owner["uid"])
+    return None
+
+
+class Cache:
+    """The newest known version of every child."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Key, dict[str, Any]] = {}
+        self._gone: dict[Key, tuple[int, str]] = {}
+        """Deleted objects: version and pool. Our own write's answer may arrive after the news of the deletion."""
+
+    def put(self, body: Mapping[str, Any]) -> bool:
+        """Take over an object unless a newer version is known; returns whether it was news."""
+        key, version = key_of(body), _version(body)
+        known = self._objects.get(key)
+        if version <= self._gone.get(key, (-1, ""))[0] or (known is not None and version <= _version(known)):
+            return False
+        # managedFields are half of an object and nobody here reads them.
+        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        self._objects[key] = {**body, "metadata": metadata}
+        self._gone.pop(key, None)
+        return True
+
+    def drop(self, body: Mapping[str, Any]) -> None:
+        """The object was deleted, at the version that the event carries."""
+        key, version = key_of(body), _version(body)
+        known = self._objects.get(key)
+        if known is not None and _version(known) > version:
+            return  # a namesake was made since
+        self._objects.pop(key, None)
+        self._gone[key] = version, body["metadata"].get("labels", {}).get(POOL_LABEL, "")
+
+    def replace(self, namespace: str, pool: str, bodies: Iterable[Mapping[str, Any]]) -> None:
+        """Children of one pool as a list showed them: what is not in it is gone."""
+        listed = list(bodies)
+        present = {key_of(body) for body in listed}
+        for key in [key for key, body in self._objects.items() if _is_of(body, namespace, pool)]:
+            if key not in present:
+                del self._objects[key]
+        for body in listed:
+            self.put(body)
+
+    def forget(self, namespace: str, pool: str) -> None:
+        """The pool is gone; so are its children, soon."""
+        self.replace(namespace, pool, ())
+        for key in [key for key, (_, owner) in self._gone.items() if key[1] == namespace and owner == pool]:
+            del self._gone[key]
+
+    def get(self, key: Key) -> Mapping[str, Any] | None:
+        return self._objects.get(key)
+
+    def children(self, namespace: str, pool: str) -> tuple[Mapping[str, Any], ...]:
+        return tuple(body for body in self._objects.values() if _is_of(body, namespace, pool))
+
+
+def _is_of(body: Mapping[str, Any], namespace: str, pool: str) -> bool:
+    metadata = body["metadata"]
+    return bool(metadata["namespace"] == namespace and metadata.get("labels", {}).get(POOL_LABEL) == pool)
+
+
+def _version(body: Mapping[str, Any]) -> int:
+    """Comparable since Kubernetes 1.35 by contract, and in every server before by practice."""
+    return int(body["metadata"]["resourceVersion"])

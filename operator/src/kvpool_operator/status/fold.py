@@ -1,0 +1,150 @@
+"""From findings to ``status``: one condition for each chain of checks, and Ready over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpool_operator.desired import connector_config, names
+from kvpool_operator.desired.stores import redis
+from kvpool_operator.status import checks
+from kvpool_operator.status.checks import Check, Finding
+from kvpool_operator.status.observed import Observed
+
+_CHAINS: Mapping[str, tuple[Check, ...]] = {
+    "ConfigRendered": (checks.spec_is_readable, checks.config_is_accepted, checks.config_was_written),
+    "SizingValid": (checks.not_judged, checks.engine_memory_fits),
+    "BackendAvailable": (
+        checks.not_judged,
+        checks.store_was_written,
+        checks.external_store_answers,
+        checks.managed_store_is_ready,
+    ),
+    "EnginesReady": (checks.not_judged, checks.engines_were_written, checks.engine_pods_are_ready),
+}
+"""Also the order in which Ready names causes: a broken configuration explains engines that don't start."""
+
+
+def build_status(seen: Observed, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
+    """The whole status.
+
+    Args:
+        previous: the status that the object has; transition times are kept from it.
+        now: the time, as Kubernetes writes it.
+    """
+    findings = {kind: _first(chain, seen) or _all_is_well(kind, seen) for kind, chain in _CHAINS.items()}
+    conditions = {"Ready": _ready(findings, seen), **findings}
+    before = {condition["type"]: condition for condition in previous.get("conditions", ())}
+    return {
+        "observedGeneration": seen.generation,
+        "conditions": [
+            _condition(kind, finding, before.get(kind, {}), seen.generation, now)
+            for kind, finding in conditions.items()
+        ],
+        **(_facts(seen) if seen.pool else {}),
+    }
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two statuses say the same. Times are not part of what they say."""
+    return _without_times(one) == _without_times(other)
+
+
+def _without_times(status: Mapping[str, Any]) -> dict[str, Any]:
+    conditions = {
+        condition["type"]: {key: value for key, value in condition.items() if key != "lastTransitionTime"}
+        for condition in status.get("conditions", ())
+    }
+    return {**status, "conditions": conditions}
+
+
+def _first(chain: tuple[Check, ...], seen: Observed) -> Finding | None:
+    return next((finding for check in chain if (finding := check(seen)) is not None), None)
+
+
+def _all_is_well(kind: str, seen: Observed) -> Finding:
+    pool = seen.pool
+    backend = pool.spec.backend if pool else None
+    texts: dict[str, Callable[[], tuple[str, str]]] = {
+        "ConfigRendered": lambda: ("Rendered", "the connector's configuration is in place"),
+        "SizingValid": lambda: ("Fits", "memory limits of engines leave room for the tiers"),
+        "BackendAvailable": lambda: (
+            ("NoStore", "the pool has no shared store; each engine keeps its own tier")
+            if backend is None or not (pool and pool.spec.has_store)
+            else ("StoreReady", f"{backend.type} answers")
+        ),
+        "EnginesReady": lambda: (
+            ("EnginesReady", "all engines are ready")
+            if pool and pool.spec.engines
+            else ("NoEngines", "the pool has no engines of its own")
+        ),
+    }
+    reason, message = texts[kind]()
+    return Finding(reason, message, "True")
+
+
+def _ready(findings: Mapping[str, Finding], seen: Observed) -> Finding:
+    paused = bool(seen.pool and seen.pool.spec.paused)
+    note = " (spec.paused is true: children are left as they are)" if paused else ""
+    # Two rounds, so that what could not be judged never hides the fault that is the cause.
+    for wanted in ("False", "Unknown"):
+        for kind, finding in findings.items():
+            if finding.status == wanted:
+                return Finding(finding.reason, f"{kind}: {finding.message}{note}", "False")
+    return Finding("Paused" if paused else "AllReady", f"the pool serves{note}", "True")
+
+
+def _condition(kind: str, finding: Finding, before: Mapping[str, Any], generation: int, now: str) -> dict[str, Any]:
+    unchanged = before.get("status") == finding.status
+    return {
+        "type": kind,
+        "status": finding.status,
+        "reason": finding.reason,
+        "message": finding.message[:32768],
+        "observedGeneration": generation,
+        "lastTransitionTime": before["lastTransitionTime"] if unchanged else now,
+    }
+
+
+def _facts(seen: Observed) -> dict[str, Any]:
+    pool = seen.pool
+    assert pool is not None  # noqa: S101  (the caller looked)
+    engines = [(engine, names.engine(pool, engine)) for engine in pool.spec.engines]
+    counts = [(checks.replica_counts(seen, deployment)[0], engine.replicas) for engine, deployment in engines]
+    facts: dict[str, Any] = {
+        "store": _store_word(seen),
+        "enginesReady": f"{sum(ready for ready, _ in counts)}/{sum(wanted for _, wanted in counts)}",
+        "engines": [
+            {"name": engine.name, "ready": ready, "desired": wanted}
+            for (engine, _), (ready, wanted) in zip(engines, counts, strict=True)
+        ],
+        "endpoints": {
+            "engines": [
+                {"name": engine.name, "url": f"http://{names.service_host(pool, service)}:{engine.port}"}
+                for engine, service in engines
+            ]
+        },
+    }
+    address = _store_address(seen)
+    if address:
+        facts["endpoints"]["store"] = address
+    if seen.invalid_config is None:
+        facts["config"] = {"hash": connector_config.config_hash(pool)}
+    return facts
+
+
+def _store_word(seen: Observed) -> str:
+    backend = seen.pool.spec.backend if seen.pool else None
+    if backend is None:
+        return "None"
+    return f"{backend.type} (external)" if backend.external else str(backend.type)
+
+
+def _store_address(seen: Observed) -> str | None:
+    pool = seen.pool
+    if pool is None or pool.spec.backend is None or not pool.spec.has_store:
+        return None
+    external = pool.spec.backend.external
+    if external is not None:
+        return f"{external.host}:{external.port}"
+    return f"{names.service_host(pool, names.store(pool))}:{redis.PORT}"

@@ -1,0 +1,70 @@
+"""Everything that was seen about one pool, in one immutable value. ``observe`` makes it, ``status`` judges it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvpool_operator.desired import Pool
+
+
+class StoreState(enum.Enum):
+    """What a probe of an external store found."""
+
+    AVAILABLE = "Available"
+    UNREACHABLE = "Unreachable"
+    AUTH_FAILED = "AuthFailed"
+    NO_DATABASE = "NoDatabase"
+    SECRET_MISSING = "SecretMissing"  # noqa: S105  (a state's name)
+
+
+@dataclass(frozen=True)
+class StoreProbe:
+    """One probe's result. ``detail`` is for people and holds no credentials."""
+
+    state: StoreState
+    detail: str
+
+
+@dataclass(frozen=True)
+class PodTrouble:
+    """Why a Pod does not run, in the words of Kubernetes."""
+
+    pod: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A child that could not be made as wanted."""
+
+    kind: str
+    name: str
+    message: str
+    component: str
+    """Its app.kubernetes.io/component label."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One pool and its surroundings at one moment.
+
+    Attributes:
+        pool: None when the spec could not be read; then ``invalid`` says why.
+        deployments: Deployments of the pool by name, as they are now.
+        probe: of an external store; None for a managed one or none.
+        troubles: of Pods, by Deployment name; looked for only where Pods are missing.
+        refusals: what apply could not do.
+    """
+
+    generation: int
+    pool: Pool | None
+    invalid: str | None = None
+    invalid_config: str | None = None
+    deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    probe: StoreProbe | None = None
+    troubles: Mapping[str, tuple[PodTrouble, ...]] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
