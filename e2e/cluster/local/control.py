@@ -150,6 +150,9 @@ class Control:
             f"--secure-port={self.ports.controller_manager}",
             "--pvclaimbinder-sync-period=1s",  # else a claim made before its volume waits 15 s
             "--use-service-account-credentials",
+            # One token request per controller at its start: with the default limit they take 5 s.
+            "--kube-api-qps=200",
+            "--kube-api-burst=400",
             f"--service-account-private-key-file={pki}/sa.key",
             f"--root-ca-file={pki}/ca.crt",
             f"--cluster-signing-cert-file={pki}/ca.crt",

@@ -26,8 +26,8 @@ PYTHON = "3.11"
 SHELL = ("dash", "coreutils", "grep", "sed")
 STORE_PACKAGES = ("redis-server", *SHELL)
 PYTHON_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", *SHELL)
-# libstdc++6 and libgomp1: torch; libnuma1 and util-linux (lscpu): vLLM's CPU worker; libc-bin (ldconfig): ctypes.
-SERVING_PACKAGES = (*PYTHON_PACKAGES, "libstdc++6", "libgomp1", "libnuma1", "util-linux", "libc-bin")
+# libstdc++6 and libgomp1: torch; libnuma1 and util-linux (lscpu): vLLM's CPU worker.
+SERVING_PACKAGES = (*PYTHON_PACKAGES, "libstdc++6", "libgomp1", "libnuma1", "util-linux")
 BASES = {"store": STORE_PACKAGES, "python": PYTHON_PACKAGES, "serving": SERVING_PACKAGES}
 VENV_PACKAGES = "/venv/lib/python3.11/site-packages"
 
