@@ -115,7 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for chatty in ("httpx2", "kopf"):  # a line for each request, and for each event that was put on the queue
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         asyncio.run(_run_until_signal(settings, host=options.health_host, port=options.health_port))
     except ApiError as error:

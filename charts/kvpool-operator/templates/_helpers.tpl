@@ -1,0 +1,77 @@
+{{- define "kvpool.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "kvpool.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "kvpool.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else if hasPrefix .Release.Name (include "kvpool.name" .) }}
+{{- include "kvpool.name" . }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "kvpool.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "kvpool.selector" -}}
+app.kubernetes.io/name: {{ include "kvpool.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "kvpool.labels" -}}
+{{ include "kvpool.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
+
+{{- define "kvpool.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "kvpool.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "kvpool.image" -}}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- /* The settings file: the values, plus what other values decide. */ -}}
+{{- define "kvpool.settings" -}}
+{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces) .Values.settings) }}
+{{- end }}
+
+{{- /* What the operator may do. Each line says why; the same rules in a ClusterRole or in a Role for each namespace. */ -}}
+{{- define "kvpool.rules" -}}
+# The pools themselves are only read; what the operator has to say goes to their status.
+- apiGroups: [kvpool.dev]
+  resources: [kvcachepools]
+  verbs: [get, list, watch]
+- apiGroups: [kvpool.dev]
+  resources: [kvcachepools/status]
+  verbs: [patch]
+# Passwords and hash seeds: made once, never read back by anyone but the operator and the Pods that mount them. "get"
+# also covers the Secret that a pool with an external store refers to. Kubernetes can't limit list and watch by label;
+# the operator asks only for Secrets that carry its own label. Set watchNamespaces to limit the namespaces.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch, delete]
+# Configuration files, and the Services of stores and engines.
+- apiGroups: [""]
+  resources: [configmaps, services]
+  verbs: [get, list, watch, create, patch, delete]
+# Stores and engines.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+# To say why an engine does not start (image, memory, GPU), and only then.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list]
+{{- end }}
