@@ -1,0 +1,157 @@
+"""Whether the remote store has a key, asked in batches on a thread of its own.
+
+``ask``, ``flush``, ``believe``, ``forget`` and the properties run on the scheduler's thread and never block: ``ask``
+gives a question up at its deadline whatever the thread does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from kvpool_connector.log import get_logger
+from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.tiers.slots import Key
+
+logger = get_logger(__name__)
+
+BELIEVED_S = {True: 5.0, False: 1.0}
+"""How long an answer is believed: a part that is there rarely goes, one that is absent may come any moment."""
+HEARTBEAT_S = 2.0
+"""A quiet store is pinged this often, so that a lost and returned store is noticed before the next request."""
+_MOST_VERDICTS = 100_000
+
+
+@dataclasses.dataclass(slots=True)
+class _Verdict:
+    present: bool | None  # None: asked, not answered
+    until: float
+
+
+class Presence:
+    """Verdicts about keys. Owns one thread and, in it, one store connection."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        names: Callable[[Key], Iterable[bytes]],
+        timeout_s: float,
+        patience_s: float,
+        greeting: tuple[bytes, bytes] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        store: used by the presence thread only.
+        names: the names of all ranks' parts of a key; a key is present only if all of them are.
+        timeout_s: after this an unanswered question is a miss for the request that asked.
+        patience_s: after this the store is taken for lost. Longer than ``timeout_s``: an answer that is merely late is
+            still good for the next request, and no reason to close the connection.
+        greeting: a name and a value to store once per connection, unless the name is there: the identity document.
+        """
+        self._store, self._names, self._clock = store, names, clock
+        self._timeout_s, self._patience_s = timeout_s, max(timeout_s, patience_s)
+        self._verdicts: dict[Key, _Verdict] = {}
+        self._pending: list[Key] = []
+        self._questions: queue.SimpleQueue[tuple[float, list[Key]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Key, bool]] = queue.SimpleQueue()
+        self._greeting = greeting
+        self._generation = 0
+        self._reachable = False
+        self.late = 0
+        """Questions that were given up: no answer within the deadline. Each is a miss that costs computing."""
+        self._thread = threading.Thread(target=self._serve, name="kvpool-presence", daemon=True)
+        self._thread.start()
+
+    @property
+    def generation(self) -> int:
+        """Changes when the store was away: what it held before may be gone. 0: never reached."""
+        return self._generation
+
+    @property
+    def reachable(self) -> bool:
+        """The store answered last time."""
+        return self._reachable
+
+    def ask(self, key: Key) -> bool | None:
+        """Present, absent, or None: not known yet, ask again in the next step (bounded by the deadline)."""
+        while not self._answers.empty():
+            self.believe(*self._answers.get())
+        now = self._clock()
+        verdict = self._verdicts.get(key)
+        if verdict is not None and now < verdict.until:
+            return verdict.present
+        if verdict is not None and verdict.present is None:
+            self.late += 1
+            self.believe(key, False)
+            return False
+        if not self._reachable:
+            return False  # the heartbeat finds out when that changes
+        self._verdicts[key] = _Verdict(None, now + self._timeout_s)
+        self._pending.append(key)
+        return None
+
+    def believe(self, key: Key, present: bool) -> None:
+        """Take a verdict from elsewhere: a part that was just put, or just could not be read."""
+        if len(self._verdicts) >= _MOST_VERDICTS:
+            self._verdicts.clear()  # bounded; what is still wanted is asked again
+        self._verdicts[key] = _Verdict(present, self._clock() + BELIEVED_S[present])
+
+    def flush(self) -> None:
+        """Send the questions of this step as one batch."""
+        if self._pending:
+            self._questions.put((time.monotonic() + self._patience_s, self._pending))
+            self._pending = []
+
+    def forget(self) -> None:
+        """Drop all verdicts."""
+        self._verdicts.clear()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._questions.put(None)
+        self._thread.join(timeout=2 * self._patience_s + 1)
+
+    # ---- the presence thread -----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self._heartbeat()
+        while True:
+            try:
+                question = self._questions.get(timeout=HEARTBEAT_S if self._reachable else HEARTBEAT_S / 4)
+            except queue.Empty:
+                self._heartbeat()
+                continue
+            if question is None:
+                self._store.close()
+                return
+            try:
+                self._answer(*question)
+            except Exception:  # a fault of ours must not end the thread: every question would then be a silent miss
+                logger.exception("presence query failed; its keys count as absent")
+
+    def _answer(self, deadline: float, keys: list[Key]) -> None:
+        names = [list(self._names(key)) for key in keys]
+        outcomes = iter(self._store.exists([name for parts in names for name in parts], deadline))
+        reached = False
+        for key, parts in zip(keys, names, strict=True):
+            of_parts = [next(outcomes) for _ in parts]
+            reached |= any(outcome in (Outcome.HIT, Outcome.MISS) for outcome in of_parts)
+            self._answers.put((key, all(outcome is Outcome.HIT for outcome in of_parts)))
+        self._note(reached)
+
+    def _heartbeat(self) -> None:
+        self._note(self._store.ping(time.monotonic() + self._patience_s) is Outcome.HIT)
+
+    def _note(self, reached: bool) -> None:
+        generation = self._store.generation
+        if reached and generation != self._generation and self._greeting is not None:
+            name, value = self._greeting
+            deadline = time.monotonic() + self._patience_s
+            if self._store.exists([name], deadline) == [Outcome.MISS]:
+                self._store.put_from([name], [memoryview(value)], deadline)
+        self._generation = generation
+        self._reachable = reached

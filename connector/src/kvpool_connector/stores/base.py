@@ -1,0 +1,57 @@
+"""What every remote store offers.
+
+Rules for implementations, kept by the contract suite in ``connector/tests/store``:
+
+- Expected faults (lost server, full server, missing key, wrong length, late answer) are outcomes, never exceptions.
+- A deadline is an absolute ``time.monotonic()`` value for the whole batch; a call returns by then, give or take one
+  blocking call of the operating system.
+- When a call has returned, nothing reads or writes its buffers any more, whatever the outcome.
+- On any doubt about where a reply starts or ends, the connection is closed: being off by one reply would give the bytes
+  of another key.
+- An instance belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Outcome(enum.Enum):
+    """What became of one key."""
+
+    HIT = "hit"  # exists / was read completely / was stored / was deleted
+    MISS = "miss"  # the store does not have it
+    CORRUPT = "corrupt"  # the store has it, but not with the expected length
+    FAILED = "failed"  # refused by the store, or the connection was lost or is not to be trusted
+    TIMEOUT = "timeout"  # the deadline passed before this key's reply
+
+
+class Store(Protocol):
+    """One connection to a shared store, used by one thread."""
+
+    @property
+    def generation(self) -> int:
+        """How often a connection was made: a change means that the server may have lost its content."""
+
+    def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        """HIT or MISS for each key, or why that could not be found out."""
+
+    def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        """Read each value into its buffer. HIT: the buffer was filled by a value of exactly its length.
+
+        After any other outcome the buffer may hold anything.
+        """
+
+    def put_from(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        """Store each buffer under its key, without a copy in this process. The caller keeps the bytes unchanged."""
+
+    def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        """Remove keys; HIT where there was one."""
+
+    def ping(self, deadline: float) -> Outcome:
+        """HIT if the store answers."""
+
+    def close(self) -> None:
+        """Drop the connection. A later call makes a new one."""

@@ -1,0 +1,19 @@
+"""Entry point in vLLM's group ``vllm.general_plugins``: makes the class known by name.
+
+vLLM rebuilds the statistics of a `MultiConnector`'s children by looking the class up in its registry, where a class that was
+loaded by module path alone is missing.
+"""
+
+from __future__ import annotations
+
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+NAME = "KVPoolConnector"
+
+
+def register() -> None:
+    """Register the connector. vLLM may call this more than once in a process."""
+    try:
+        KVConnectorFactory.get_connector_class_by_name(NAME)
+    except ValueError:
+        KVConnectorFactory.register_connector(NAME, "kvpool_connector.vllm", NAME)

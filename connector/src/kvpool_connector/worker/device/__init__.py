@@ -1,0 +1,1 @@
+"""Copies between KV memory and arena rows, one module per kind of device."""

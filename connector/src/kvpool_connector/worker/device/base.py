@@ -1,0 +1,51 @@
+"""What the mover needs from a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvpool_connector.tiers.arena import Arena
+
+Row = npt.NDArray[np.uint8]
+"""A payload in the arena, shape (payload bytes,)."""
+Block = tuple[int, int]
+"""Index of the KV group among the offloaded ones, and vLLM's block id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One layer's (or packed layers') memory for a group: block b begins at ``address + b * stride``."""
+
+    address: int
+    stride: int
+    size: int
+    """Bytes of a block that count; the rest of the stride is padding or another layer."""
+
+
+class Device(Protocol):
+    """Copies whole blocks. ``copy_*`` run on the copy lane and return when the bytes are in place."""
+
+    @property
+    def payload_bytes(self) -> Sequence[int]:
+        """Bytes of a block, per group: the sum of its pages."""
+
+    def adopt(self, arena: Arena) -> None:
+        """Prepare the arena's memory for copies (registration with the driver), where that matters."""
+
+    def fence(self) -> object:
+        """Called on vLLM's thread when a job is submitted. A copy given this value starts after all work on KV memory that
+        was queued before."""
+
+    def copy_out(self, blocks: Sequence[Block], rows: Sequence[Row], fence: object) -> None:
+        """KV memory to rows."""
+
+    def copy_in(self, rows: Sequence[Row], blocks: Sequence[Block], fence: object) -> None:
+        """Rows to KV memory."""
+
+    def close(self) -> None:
+        """Let go of the arena. No copy is running."""

