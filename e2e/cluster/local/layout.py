@@ -25,8 +25,8 @@ CNI_NETWORK = "kvpool-local"
 
 FIRST_PORT = 16443
 PORTS_EACH = 5
-# The kubelet's and kube-proxy's own ports: there can be one node per machine.
-NODE_PORTS = (10248, 10249, 10250, 10256)
+# Ports that cannot be chosen, by the server that has them: there can be one node per machine.
+NODE_PORTS = {"kubelet": (10248, 10250), "proxy": (10249, 10256)}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from e2e.cluster.command import run, succeeds
@@ -17,7 +19,7 @@ from e2e.cluster.local.debian import Apt
 from e2e.cluster.local.layout import NODE_PORTS, port_is_free
 from e2e.cluster.local.node_config import CNI_FOLDERS
 from e2e.cluster.local.oci import ARCHITECTURES
-from e2e.cluster.progress import ClusterError, Progress
+from e2e.cluster.progress import POLL_SECONDS, ClusterError, Progress
 
 # Which Debian package has a program that a node needs.
 NODE_PROGRAMS = {
@@ -31,6 +33,7 @@ NODE_PROGRAMS = {
     "openssl": "openssl",
 }
 CNI_PLUGINS, CNI_PACKAGE = ("bridge", "host-local", "portmap"), "containernetworking-plugins"
+PORT_SECONDS = 3.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -43,17 +46,20 @@ def check_kind() -> None:
         )
 
 
-def check_node(already_ours: bool) -> None:
-    """Raise unless this user and machine can run a node; `already_ours`: our kubelet runs."""
+def check_node(ours: Collection[str]) -> None:
+    """Raise unless this user and machine can run a node, of which the servers `ours` run already."""
     if os.geteuid() != 0:
         raise ClusterError("a node needs root (its Pods are containers): run as root, or take --mode control")
     if not Path("/proc/self/ns/net").exists() or not any(Path("/sys/fs/cgroup").glob("*")):
         raise ClusterError("a node needs network namespaces and cgroups, and this kernel shows none")
-    taken = [port for port in NODE_PORTS if not port_is_free(port)]
-    if taken and not already_ours:
-        raise ClusterError(
-            f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one"
-        )
+    ports = [port for server, ports in NODE_PORTS.items() if server not in ours for port in ports]
+    deadline = time.monotonic() + PORT_SECONDS  # a server that was just killed has its ports a moment longer
+    while taken := [port for port in ports if not port_is_free(port)]:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def extend_path() -> None:
