@@ -41,7 +41,17 @@ class Access:
         """Variables for programs that use the cluster: `KUBECONFIG` and a `PATH` with our kubectl first."""
         folder = str(self.kubectl.parent)
         path = [part for part in environ.get("PATH", os.defpath).split(os.pathsep) if part != folder]
-        return {"KUBECONFIG": str(self.kubeconfig), "PATH": os.pathsep.join([folder, *path])}
+        whole = {"KUBECONFIG": str(self.kubeconfig), "PATH": os.pathsep.join([folder, *path])}
+        return whole | (without_proxy([self.host], environ) if self.host else {})
+
+
+def without_proxy(hosts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Where a proxy is set: variables that keep kubectl and the servers from asking it for these hosts."""
+    if not any(environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")):
+        return {}
+    present = (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",")
+    together = ",".join(dict.fromkeys(each for each in [*present, *hosts] if each))
+    return {"no_proxy": together, "NO_PROXY": together}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Apt:
     @functools.cached_property
     def options(self) -> list[str]:
         """Options that choose the lists; private ones are fetched when the machine's are empty."""
-        if _candidates([], ["coreutils"]):
+        if has_lists():
             return []
         private = [
             "-o",
@@ -52,7 +52,7 @@ class Apt:
         ]
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self._private / folder).mkdir(parents=True, exist_ok=True)
-        if not _candidates(private, ["coreutils"]):
+        if not has_lists(private):
             with self._progress.during("this machine has no package lists: fetching them into the cache"):
                 run(["apt-get", *private, "-qq", "update"])
         return private
@@ -78,6 +78,12 @@ class Apt:
             run(["apt-get", *self.options, "-qq", *sandbox, "download", *packages], cwd=Path(folder))
             for archive in sorted(Path(folder).glob("*.deb")):
                 _extract(archive, place)
+
+
+def has_lists(options: Sequence[str] = ()) -> bool:
+    """True when package lists were fetched (a package that is installed has a candidate even without any)."""
+    targets = run(["apt-get", *options, "indextargets", "--format", "$(FILENAME)", "Created-By: Packages"])
+    return any(Path(line).exists() for line in targets.splitlines())
 
 
 def _candidates(options: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from e2e.cluster.command import run, succeeds
 from e2e.cluster.local import cache
-from e2e.cluster.local.debian import Apt
-from e2e.cluster.local.layout import NODE_PORTS, port_is_free
+from e2e.cluster.local.debian import Apt, has_lists
+from e2e.cluster.local.layout import NODE_IP, NODE_PORTS, POD_CIDR, SERVICE_CIDR, port_is_free
 from e2e.cluster.local.node_config import CNI_FOLDERS
 from e2e.cluster.local.oci import ARCHITECTURES
 from e2e.cluster.progress import POLL_SECONDS, ClusterError, Progress
+from e2e.cluster.provider import without_proxy
 
 # Which Debian package has a program that a node needs.
 NODE_PROGRAMS = {
@@ -62,10 +63,11 @@ def check_node(ours: Collection[str]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def extend_path() -> None:
-    """Look in the sbin folders too; a user's PATH often lacks them."""
+def extend_environment() -> None:
+    """Look in the sbin folders too, which a user's PATH often lacks, and ask no proxy for the cluster's addresses."""
     parts = os.environ.get("PATH", "").split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join([*parts, *(each for each in SYSTEM_PATH.split(":") if each not in parts)])
+    os.environ.update(without_proxy(["127.0.0.1", NODE_IP, POD_CIDR, SERVICE_CIDR, ".svc"], os.environ))
 
 
 def cni_folder() -> Path | None:
@@ -91,7 +93,7 @@ def install_missing(progress: Progress) -> None:
             f"a node needs {', '.join(packages)}, and there is no apt-get here to install them: install them"
         )
     progress.say(f"this will install Debian packages on this machine: {' '.join(packages)}")
-    if not run(["apt-cache", "policy", *packages]).count("Candidate: "):
+    if not has_lists():
         with progress.during("apt-get update"):
             run(["apt-get", "-qq", "update"])
     install = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages]

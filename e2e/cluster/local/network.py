@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
+import struct
 from pathlib import Path
 
 from e2e.cluster.command import run, succeeds
 from e2e.cluster.local.layout import BRIDGE, CNI_NETWORK, NODE_IP, POD_CIDR, SERVICE_CIDR, put
 from e2e.cluster.progress import ClusterError
 
+_QUERY_ID = 0x4B56
 _SETTINGS = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
@@ -47,6 +50,21 @@ def _turn_on(setting: Path) -> None:
             setting.write_text("1")
     except OSError as error:
         raise ClusterError(f"the kernel setting {setting} cannot be set to 1, which Services need: {error}") from error
+
+
+def resolves(name: str, server: str) -> bool:
+    """True when the name server knows an IPv4 address of this name."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    question = struct.pack("!6H", _QUERY_ID, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", 1, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect((server, 53))
+            probe.send(question)
+            number, flags, _, answers, _, _ = struct.unpack("!6H", probe.recv(512)[:12])
+        except (OSError, struct.error):
+            return False
+    return bool(number == _QUERY_ID and flags & 0x000F == 0 and answers > 0)
 
 
 def write_resolv_conf(path: Path) -> None:

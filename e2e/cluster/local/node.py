@@ -5,6 +5,7 @@ Images get into containerd by `import_image`; nothing is ever pulled.
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from e2e.cluster.progress import ClusterError, Progress, wait_for
 
 CONTAINERD, KUBELET, PROXY = "containerd", "kubelet", "proxy"
 NAMES = (CONTAINERD, KUBELET, PROXY)
+_API_NAME = "kubernetes.default.svc.cluster.local"
 _DNS = Path(__file__).with_name("dns.yaml")
 
 
@@ -126,8 +128,20 @@ class Node:
     def wait(self) -> None:
         """Wait for the node and for the cluster's DNS."""
         api, dead = self.control.api(), lambda: self.processes.dead([*self.control.names, *NAMES])
+        # What the API server says may be older than this start, so the kubelet and the DNS are asked, too.
+        wait_for(90.0, "the kubelet", _kubelet_answers, dead)
         wait_for(90.0, "the node", lambda: api.condition(f"/api/v1/nodes/{NODE}", "Ready"), dead)
         self.progress.say("node ready")
-        dns = "/apis/apps/v1/namespaces/kube-system/deployments/coredns"
-        wait_for(90.0, "the cluster's DNS", lambda: api.condition(dns, "Available"), dead)
+        wait_for(90.0, "the cluster's DNS", lambda: network.resolves(_API_NAME, DNS_IP), dead)
         self.progress.say("DNS ready")
+
+
+def _kubelet_answers() -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", 10248, timeout=2.0)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

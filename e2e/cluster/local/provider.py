@@ -37,7 +37,7 @@ class LocalProvider:
     def up(self, mode: Mode) -> Access:
         """Start the cluster; returns when the API (and the node with its DNS) can be used."""
         machine.check_kind()
-        machine.extend_path()
+        machine.extend_environment()
         if mode == "node":
             machine.check_node([name for name in NAMES if self._processes.alive(name)])
             machine.install_missing(self._progress)
@@ -63,7 +63,7 @@ class LocalProvider:
         if not started:
             self._progress.say(f"nothing to end: there is no cluster named {self._settings.name}")
             return
-        machine.extend_path()
+        machine.extend_environment()
         with self._turn():
             teardown = Teardown(self._layout, Path(started.programs), self._processes, self._progress)
             teardown.end()
@@ -80,7 +80,9 @@ class LocalProvider:
         names = [ETCD, APISERVER, CONTROLLERS, SCHEDULER, *(NAMES if started.mode == "node" else ())]
         for name in names:
             identity = self._processes.identity(name)
-            rows.append(Row(name, f"pid {identity.pid}" if identity else "ended", str(self._processes.log(name))))
+            log = self._processes.log(name)
+            ended = "ended" if log.exists() else "not started"
+            rows.append(Row(name, f"pid {identity.pid}" if identity else ended, str(log)))
         return rows
 
     def access(self) -> Access:
@@ -95,7 +97,7 @@ class LocalProvider:
     def build(self) -> None:
         """Build the programs and the base layers of all images."""
         machine.check_kind()
-        machine.extend_path()
+        machine.extend_environment()
         machine.etcd(self._settings.cache, self._progress)
         workshop = self._workshop(build.binaries(self._settings.cache, self._progress))
         for name in ("pause", "coredns"):
@@ -110,7 +112,7 @@ class LocalProvider:
         started = self._layout.started()
         if not started or started.mode != "node" or not self._processes.alive("containerd"):
             raise ClusterError(f"images need a node: run `up --mode node` for {self._settings.name} first")
-        machine.extend_path()
+        machine.extend_environment()
         workshop = self._workshop(Path(started.programs))
         containerd = Containerd(self._layout, self._processes)
         loaded: dict[str, str] = {}

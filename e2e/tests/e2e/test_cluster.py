@@ -69,7 +69,7 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    machine.extend_path()
+    machine.extend_environment()
     node = Node()
     node.provider.down(clean=True)  # what an interrupted run of this test left
     taken = [port for ports in NODE_PORTS.values() for port in ports if not port_is_free(port)]

@@ -68,6 +68,13 @@ def test_environment_puts_kubectl_first_and_once(tmp_path: Path) -> None:
     assert access.environment(once) == once
 
 
+def test_where_a_proxy_is_set_the_cluster_is_not_asked_through_it(tmp_path: Path) -> None:
+    access = Access(tmp_path / "kubeconfig", tmp_path / "kubectl", host="10.244.0.1")
+    proxied = access.environment({"HTTPS_PROXY": "http://proxy:1", "NO_PROXY": "example.org"})
+    assert proxied["no_proxy"] == proxied["NO_PROXY"] == "example.org,10.244.0.1"
+    assert "NO_PROXY" not in access.environment({})
+
+
 def test_folders_follow_the_environment(tmp_path: Path) -> None:
     settings = read_settings("one", {"KVPOOL_CACHE": str(tmp_path)})
     assert settings.cache == tmp_path
