@@ -13,7 +13,7 @@ _FACTORS = {
     **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
 }
-_QUANTITY = re.compile(r"(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)(?P<suffix>[kMGTPE]i?|Ki|[eE][+-]?[0-9]{1,2})?")
+_QUANTITY = re.compile(r"(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)(?P<suffix>k|[MGTPE]i?|Ki|[eE][+-]?[0-9]{1,2})?")
 
 
 def parse_quantity(text: str | int) -> int:

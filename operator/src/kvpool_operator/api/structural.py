@@ -58,7 +58,7 @@ def _type_faults(path: str, node: Mapping[str, Any]) -> Iterator[str]:
     if node.get(_INT_OR_STRING):
         if kind is not None:
             yield f"{path}: {_INT_OR_STRING} together with a type"
-    elif kind not in _TYPES:
+    elif not isinstance(kind, str) or kind not in _TYPES:
         yield f"{path}: type is {kind!r}"
     if kind == "object" and not ({"properties", "additionalProperties", _PRESERVE} & node.keys()):
         yield f"{path}: an object without properties would be pruned to nothing"

@@ -34,7 +34,7 @@ def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             below = merged.get(key)
             merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
-        elif key in _MERGE_KEYS and isinstance(value, Sequence) and isinstance(merged.get(key), Sequence):
+        elif key in _MERGE_KEYS and isinstance(value, list | tuple) and isinstance(merged.get(key), list | tuple):
             merged[key] = merge_list(merged[key], value, _MERGE_KEYS[key])
         else:
             merged[key] = value

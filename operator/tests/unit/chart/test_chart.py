@@ -1,0 +1,209 @@
+"""The chart, rendered by Helm's own engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helm_python import Chart, HelmError, lint
+from kvpool_operator.api import Settings
+from kvpool_operator.kube import CHILD_KINDS, POD, POOL
+
+CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[Chart]:
+    with Chart.load(CHART) as loaded:
+        yield loaded
+
+
+def manifests(chart: Chart, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    chart.validate_schema(values or {})
+    rendered = chart.render(values or {}, name="kvpool", namespace="kvpool-system")
+    texts = [text for path, text in sorted(rendered.items()) if not path.endswith("NOTES.txt")]
+    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def one(chart: Chart, kind: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    (found,) = [
+        m
+        for m in manifests(chart, values)
+        if m["kind"] == kind and not m["metadata"]["name"].endswith(("-edit", "-view"))
+    ]
+    return found
+
+
+def settings(chart: Chart, values: dict[str, Any] | None = None) -> Settings:
+    return Settings.model_validate(yaml.safe_load(one(chart, "ConfigMap", values)["data"]["settings.yaml"]))
+
+
+def test_it_passes_helm_lint() -> None:
+    report = lint(CHART, strict=True)
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+    assert report["errors"] == []
+
+
+def test_the_settings_file_is_read_by_the_operator_and_has_its_defaults(chart: Chart) -> None:
+    assert settings(chart) == Settings()
+
+
+def test_engine_defaults_reach_the_operator(chart: Chart) -> None:
+    template = {"spec": {"containers": [{"name": "engine", "volumeMounts": [{"name": "venv", "mountPath": "/venv"}]}]}}
+    values = {
+        "settings": {
+            "engineDefaults": {
+                "podTemplate": template,
+                "modelPaths": {"org/model": "/models/m"},
+                "args": ["--dtype", "float32"],
+            }
+        }
+    }
+    defaults = settings(chart, values).engine_defaults
+    assert defaults.pod_template == template
+    assert defaults.model_paths == {"org/model": "/models/m"}
+    assert defaults.args == ("--dtype", "float32")
+
+
+def test_new_settings_make_a_new_pod(chart: Chart) -> None:
+    def annotation(values: dict[str, Any]) -> str:
+        return str(one(chart, "Deployment", values)["spec"]["template"]["metadata"]["annotations"])
+
+    assert annotation({}) != annotation({"settings": {"workers": 5}})
+
+
+def test_the_operators_pod_passes_pod_security_restricted(chart: Chart) -> None:
+    pod = one(chart, "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert all({"configMap", "emptyDir"} & volume.keys() for volume in pod["volumes"])
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert {"requests", "limits"} <= container["resources"].keys()
+
+
+def rules(chart: Chart, values: dict[str, Any] | None = None) -> dict[tuple[str, str], set[str]]:
+    role = one(chart, "Role" if (values or {}).get("watchNamespaces") else "ClusterRole", values)
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
+    children = {"get", "list", "watch", "create", "patch", "delete"}
+    expected: dict[tuple[str, str], set[str]] = {(kind.group, kind.plural): children for kind in CHILD_KINDS}
+    expected[POOL.group, POOL.plural] = {"get", "list", "watch"}
+    expected[POOL.group, f"{POOL.plural}/status"] = {"patch"}
+    expected[POD.group, POD.plural] = {"list"}
+    assert rules(chart) == expected
+
+
+def test_no_permission_has_a_wildcard(chart: Chart) -> None:
+    for manifest in manifests(chart):
+        for rule in manifest.get("rules", ()):
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+
+
+def test_with_namespaces_there_is_a_role_in_each_and_no_cluster_wide_right(chart: Chart) -> None:
+    made = manifests(chart, {"watchNamespaces": ["a", "b"]})
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == ["a", "b"]
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == ["a", "b"]
+    assert all(m["metadata"]["name"].endswith(("-edit", "-view")) for m in made if m["kind"] == "ClusterRole")
+    assert not [m for m in made if m["kind"] == "ClusterRoleBinding"]
+    assert settings(chart, {"watchNamespaces": ["a", "b"]}).watch_namespaces == ("a", "b")
+
+
+def test_the_crd_comes_with_the_chart_and_stays_without_it(chart: Chart) -> None:
+    crd = one(chart, "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "CustomResourceDefinition" not in {m["kind"] for m in manifests(chart, {"crds": {"enabled": False}})}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"image": {"digest": "latest"}}, "digest"),
+        ({"settings": {"workers": 0}}, "workers"),
+        ({"settings": {"logLevel": "loud"}}, "logLevel"),
+        ({"settings": {"engineDefaults": {"podTemplates": {}}}}, "podTemplates"),
+        ({"settings": {"images": {"engine": ""}}}, "engine"),
+        ({"watchNamespaces": ["Not_A_Namespace"]}, "watchNamespaces"),
+        ({"replicas": 2}, "replicas"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(chart: Chart, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(HelmError, match=named):
+        chart.validate_schema(values)
+
+
+OTHER: dict[str, Any] = {
+    "image.tag": "9",
+    "image.digest": "sha256:" + "a" * 64,
+    "image.pullPolicy": "Always",
+    "imagePullSecrets": [{"name": "x"}],
+    "watchNamespaces": ["x"],
+    "tolerations": [{"key": "x"}],
+    "settings.engineDefaults.args": ["--x"],
+    "settings.engineDefaults.env": [{"name": "X", "value": "x"}],
+    "settings.engineDefaults.podTemplate": {"spec": {"x": "y"}},
+    "settings.storeDefaults.podTemplate": {"spec": {"x": "y"}},
+    "settings.logLevel": "DEBUG",
+}
+
+
+def leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Values with another value at one place."""
+    if path in OTHER:
+        other = OTHER[path]
+    elif isinstance(value, bool):
+        other = not value
+    elif isinstance(value, int):
+        other = value + 1
+    elif isinstance(value, dict):
+        other = {"x": "y"}
+    else:
+        other = f"{value}x"
+    *parents, last = path.split(".")
+    result: dict[str, Any] = {last: copy.deepcopy(other)}
+    for parent in reversed(parents):
+        result = {parent: result}
+    return result
+
+
+@pytest.mark.parametrize(("path", "value"), list(leaves(DEFAULTS)), ids=[path for path, _ in leaves(DEFAULTS)])
+def test_every_value_is_used_and_documented(chart: Chart, path: str, value: Any) -> None:
+    base = {"rbac": {"create": True}, "serviceAccount": {"annotations": {"a": "b"}}} if "annotations" in path else {}
+    assert manifests(chart, changed(path, value)) != manifests(chart, base)
+    readme = (CHART / "README.md").read_text()
+    assert path in readme or path.split(".", maxsplit=1)[0] in ("resources",)
+
+
+def test_values_and_schema_agree(chart: Chart) -> None:
+    chart.validate_schema(DEFAULTS)
+
+
+def test_names_are_cut_to_what_kubernetes_takes(chart: Chart) -> None:
+    for manifest in manifests(chart, {"fullnameOverride": "x" * 63}):
+        assert len(manifest["metadata"]["name"]) <= 70  # roles may be longer; Deployments and Pods' labels may not
+    assert one(chart, "Deployment")["metadata"]["name"] == "kvpool-operator"
