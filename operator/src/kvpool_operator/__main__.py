@@ -69,7 +69,13 @@ async def run(settings: Settings, *, host: str, port: int, stop: asyncio.Event) 
     workers = Workers(queue, reconciler.reconcile, count=settings.workers)
     ready = asyncio.Event()
     try:
-        async with health.serve(host=host, port=port, longest_in_hand=queue.longest_in_hand, is_ready=ready.is_set):
+        async with health.serve(
+            host=host,
+            port=port,
+            longest_in_hand=queue.longest_in_hand,
+            is_ready=ready.is_set,
+            requests=client.requests,
+        ):
             await wait_for_crd(client, stop)
             informer = kopf.operator(
                 registry=watches.registry(cache, workers.add),

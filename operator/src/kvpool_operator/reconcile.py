@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvpool_connector.config import ConfigError
-
 from kvpool_operator.api import InvalidSpec, Settings, parse_spec
 from kvpool_operator.apply.children import Children
 from kvpool_operator.apply.secrets import SecretValues

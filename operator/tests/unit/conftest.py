@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.desired import Material, Pool
 

@@ -10,9 +10,9 @@ import enum
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from kvpool_connector.config import OnFailure
 from pydantic import Field, ValidationError
 
+from kvpool_connector.config import OnFailure
 from kvpool_operator.api.types import FREE_FORM, ApiModel, ResourceQuantity, Rule, Size, list_field
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"

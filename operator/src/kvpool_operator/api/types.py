@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from kvpool_connector.config import parse_quantity
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,6 +22,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, core_schema
+
+from kvpool_connector.config import parse_quantity
 
 GROUP = "kvpool.dev"
 VERSION = "v1alpha1"

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvpool_connector.config import parse_quantity
-
 from kvpool_operator.api import GROUP
 from kvpool_operator.desired.files import digest
 

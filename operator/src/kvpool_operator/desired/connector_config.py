@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import yaml
-from kvpool_connector.config import ConnectorConfig, parse, parse_quantity
 
+from kvpool_connector.config import ConnectorConfig, parse, parse_quantity
 from kvpool_operator.api import StoreType
 from kvpool_operator.desired import names
 from kvpool_operator.desired.files import digest

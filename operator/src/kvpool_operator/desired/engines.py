@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from kvpool_connector.config import ENV_CONFIG_FILE
-
 from kvpool_operator.api import Engine
 from kvpool_operator.desired import connector_config, names, seed, sizing
 from kvpool_operator.desired.podpatch import merge, merge_list, merge_templates

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvpool_connector.config import format_bytes, parse_quantity
-
 from kvpool_operator.api import Engine
 from kvpool_operator.desired import connector_config
 from kvpool_operator.desired.pool import Pool

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvpool_connector.config import format_bytes
-
 from kvpool_operator.api import Engine
 from kvpool_operator.desired import Pool, engines, names, sizing
 from kvpool_operator.desired.stores import redis

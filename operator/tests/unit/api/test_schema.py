@@ -9,11 +9,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field, create_model
+
 from kvpool_operator.api import generate
 from kvpool_operator.api.schema import SchemaError, crd, openapi
 from kvpool_operator.api.structural import structural_faults
 from kvpool_operator.api.types import ApiModel, ResourceQuantity, list_field
-from pydantic import Field, create_model
 
 REPOSITORY = Path(__file__).parents[4]
 GOOD: dict[str, Any] = {"type": "string", "description": "d"}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvpool_connector.config import parse_quantity
 from kvpool_operator.api import InvalidSpec, parse_spec
 from kvpool_operator.api.types import Size

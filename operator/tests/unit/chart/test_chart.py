@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from helm_python import Chart, HelmError, lint
+
 from kvpool_operator.api import Settings
 from kvpool_operator.kube import CHILD_KINDS, POD, POOL
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from kvpool_connector.config import ConnectorConfig, parse
 from kvpool_operator.desired import Pool, connector_config
 

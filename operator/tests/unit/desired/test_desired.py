@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvpool_connector.config import parse
 from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.desired import Manifest, Material, Pool, desired, names
@@ -136,7 +137,7 @@ def test_a_new_secret_makes_new_pods_of_store_and_engines(make_pool: MakePool) -
     before = desired(make_pool(QUICKSTART, store_secret_uid="one"))
     after = desired(make_pool(QUICKSTART, store_secret_uid="two"))
     for name in ("demo-store", "demo-engine"):
-        assert annotations(before, name) != annotations(after, name)
+        assert template_annotations(before, name) != template_annotations(after, name)
 
 
 def test_what_engines_do_not_read_leaves_them_alone(make_pool: MakePool) -> None:
@@ -144,14 +145,14 @@ def test_what_engines_do_not_read_leaves_them_alone(make_pool: MakePool) -> None
     assert hash_of(make_pool(QUICKSTART)) == hash_of(make_pool(other))
 
 
-def annotations(manifests: list[Manifest], name: str) -> dict[str, str]:
+def template_annotations(manifests: list[Manifest], name: str) -> dict[str, str]:
     (found,) = [m for m in manifests if m["kind"] == "Deployment" and m["metadata"]["name"] == name]
     wanted: dict[str, str] = found["spec"]["template"]["metadata"]["annotations"]
     return wanted
 
 
 def hash_of(pool: Pool) -> dict[str, str]:
-    return annotations(desired(pool), "demo-engine")
+    return template_annotations(desired(pool), "demo-engine")
 
 
 @given(

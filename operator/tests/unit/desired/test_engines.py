@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from kvpool_operator.desired import Pool, engines
 
 from ..conftest import MakePool

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvpool_operator.desired.podpatch import merge, merge_templates
 
 JSON = st.recursive(

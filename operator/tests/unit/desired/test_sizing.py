@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from kvpool_operator.desired import sizing
 
 from ..conftest import MakePool

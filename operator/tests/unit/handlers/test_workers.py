@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+
 from kvpool_operator.handlers.queue import WorkQueue
 from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.kube import ApiError

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+
 from kvpool_operator.status.fold import build_status, same
 from kvpool_operator.status.observed import Observed, PodTrouble, Refusal, StoreProbe, StoreState
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 
 from kvpool_connector.config import parse_quantity
-
 from kvpool_operator.api import Backend, StoreType
 from kvpool_operator.desired import names
 from kvpool_operator.desired.files import digest, render

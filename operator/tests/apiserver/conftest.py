@@ -1,0 +1,166 @@
+"""The cluster once, the operator once, a namespace for each test."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helm_python import Chart
+
+from .kubectl import Kubectl, eventually
+
+REPOSITORY = Path(__file__).parents[3]
+CLUSTER = "test-operator"
+SYSTEM = "kvpool-system"
+SETTINGS = {"probeSeconds": 1, "images": {"engine": "localhost/kvpool/serving:dev"}}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.get_closest_marker("timeout") is None:
+            # The first test waits for the cluster, which may have to be built: that is not the test's time.
+            item.add_marker(pytest.mark.timeout(60, func_only=True))
+
+
+def _cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "e2e.cluster", *arguments, "--name", CLUSTER]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def environment() -> Iterator[dict[str, str]]:
+    """The environment in which kubectl finds the cluster. A cluster that ran before is left running."""
+    ran_before = _cluster("env").returncode == 0
+    up = _cluster("up", "--mode", "control")
+    assert up.returncode == 0, up.stderr
+    shell = 'eval "$1"; env -0'
+    lines = _cluster("env").stdout
+    dump = subprocess.run(["bash", "-c", shell, "bash", lines], capture_output=True, text=True, check=True)
+    yield dict(entry.split("=", 1) for entry in dump.stdout.split("\0") if "=" in entry)
+    if not ran_before:
+        _cluster("down", "--clean")
+
+
+class Operator:
+    """The operator as a process, with its log."""
+
+    def __init__(self, kubeconfig: Path, work: Path) -> None:
+        self._work = work
+        self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        self._runs = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self.settings = work / "settings.yaml"
+        self.settings.write_text(yaml.safe_dump(SETTINGS))
+
+    @property
+    def log(self) -> str:
+        return "".join(path.read_text() for path in sorted(self._work.glob("operator-*.log")))
+
+    def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = port = free.getsockname()[1]
+        command = [sys.executable, "-m", "kvpool_operator", "--settings", str(self.settings)]
+        with (self._work / f"operator-{next(self._runs)}.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, "--health-host", "127.0.0.1", "--health-port", str(port)],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+        def ready() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, f"the operator ended:\n{self.log}"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
+                    return bool(answer.status == 200)
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                return False
+
+        eventually(ready, seconds=30, what="the operator is ready")
+
+    def writes(self) -> dict[str, int]:
+        """Requests of this run that asked for a change, by method."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        counts = {line.split('"')[1]: int(line.split()[-1]) for line in lines if not line.startswith("#")}
+        assert counts.pop("GET") > 0
+        return counts
+
+    def stop(self) -> int:
+        """Ask it to end, as Kubernetes does; returns its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(timeout=20)
+        self._process = None
+        return status
+
+    def end(self) -> None:
+        if self._process is not None:
+            self.stop()
+
+
+def _install(kubectl: Kubectl) -> None:
+    """What the chart installs, but for the Deployment: there is no node for it to run on."""
+    with Chart.load(REPOSITORY / "charts" / "kvpool-operator") as chart:
+        rendered = chart.render({}, name="kvpool", namespace=SYSTEM)
+    texts = [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
+    kubectl("apply", "-f", "-", text="\n---\n".join(texts))
+    crd = "crd/kvcachepools.kvpool.dev"
+    kubectl("wait", "--for=condition=Established", crd, "--timeout=20s")
+
+
+def _kubeconfig(kubectl: Kubectl, path: Path) -> Path:
+    """A kubeconfig of the operator's service account: it may do what the chart allows and nothing else."""
+    admin = yaml.safe_load(kubectl("config", "view", "--raw", "--minify"))
+    token = kubectl("create", "token", "kvpool-operator", "--duration=2h").strip()
+    admin["users"] = [{"name": admin["users"][0]["name"], "user": {"token": token}}]
+    path.write_text(yaml.safe_dump(admin))
+    return path
+
+
+@pytest.fixture(scope="session")
+def operator(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    system = Kubectl(environment, SYSTEM)
+    system.run("create", "namespace", SYSTEM)
+    _install(system)
+    work = tmp_path_factory.mktemp("operator")
+    process = Operator(_kubeconfig(system, work / "kubeconfig"), work)
+    process.start()
+    yield process
+    process.end()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def kubectl(environment: dict[str, str], operator: Operator) -> Iterator[Kubectl]:
+    """kubectl in a namespace of its own, which enforces Pod Security "restricted"."""
+    name = f"t{next(_numbers)}-{os.getpid()}"
+    client = Kubectl(environment, name)
+    client("create", "namespace", name)
+    client("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield client
+    client("delete", "kvcachepools", "--all", "--wait=false")
+    client("delete", "namespace", name, "--wait=false")
+    assert "Traceback" not in operator.log, operator.log[-5000:]
+
+
+def decoded(secret: dict[str, Any], key: str) -> str:
+    return base64.b64decode(secret["data"][key]).decode()
