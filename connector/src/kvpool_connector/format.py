@@ -19,7 +19,7 @@ MAGIC: Final = b"KVPB"
 VERSION: Final = 1
 CODEC_RAW: Final = 0
 
-_LAYOUT = struct.Struct("<4sHHQQ16s16s8x")
+_LAYOUT = struct.Struct("<4sHHQQ16s16sQ")
 """Little-endian: magic, version, codec, payload length, xxh3_64 of the payload, identity, digest of the name, zeros."""
 assert _LAYOUT.size == HEADER_BYTES
 
@@ -58,10 +58,10 @@ def seal(part: memoryview, identity: str, name: bytes) -> None:
 
 def check(part: memoryview, identity: str, name: bytes) -> Verdict:
     """Whether the part holds exactly what was sealed under this name, for this identity and of this length."""
-    magic, version, codec, length, checksum, its_identity, its_name = _LAYOUT.unpack_from(part)
+    magic, version, codec, length, checksum, its_identity, its_name, reserved = _LAYOUT.unpack_from(part)
     if magic != MAGIC:
         return Verdict.NO_PART
-    if version != VERSION or codec != CODEC_RAW:
+    if version != VERSION or codec != CODEC_RAW or reserved:
         return Verdict.OTHER_VERSION
     payload = part[HEADER_BYTES:]
     if length != len(payload):
@@ -76,7 +76,8 @@ def check(part: memoryview, identity: str, name: bytes) -> Verdict:
 def _header(part: memoryview, identity: str, name: bytes) -> bytes:
     payload = part[HEADER_BYTES:]
     checksum = xxhash.xxh3_64_intdigest(payload)
-    return _LAYOUT.pack(MAGIC, VERSION, CODEC_RAW, len(payload), checksum, bytes.fromhex(identity), _name_digest(name))
+    digests = bytes.fromhex(identity), _name_digest(name)
+    return _LAYOUT.pack(MAGIC, VERSION, CODEC_RAW, len(payload), checksum, *digests, 0)
 
 
 def _name_digest(name: bytes) -> bytes:
