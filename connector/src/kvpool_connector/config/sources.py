@@ -56,7 +56,7 @@ def _read(path: Path) -> ConnectorConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{ENV_CONFIG_FILE}={path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets a ValueError through for a date that does not exist
         raise ConfigError(f"{path} is not YAML: {error}") from None
     return parse(content, str(path))
 

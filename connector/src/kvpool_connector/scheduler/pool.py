@@ -31,7 +31,8 @@ class Lookup(enum.Enum):
 @dataclasses.dataclass(slots=True)
 class _Running:
     transfer: Transfer
-    failed: bool = False
+    counted: bool = False
+    """A failed load counts once, and not at all if its request is finished."""
     puts_pending: int = 0
     """Ranks that have not yet reported the end of this store's put."""
     put_failed: set[int] = dataclasses.field(default_factory=set)
@@ -189,8 +190,8 @@ class Pool:
                 entry.bad = True
             if self._presence:
                 self._presence.believe(key, False)
-        if transfer.kind is Kind.LOAD and not running.failed:
-            running.failed = True
+        if transfer.kind is Kind.LOAD and not running.counted:
+            running.counted = True
             self._failed_loads[transfer.req_id] += 1
 
     def _on_put(self, ticket: Ticket, ranks: Sequence[set[int]]) -> None:
@@ -217,6 +218,9 @@ class Pool:
     def forget_request(self, req_id: str) -> None:
         """The request is finished; its load, if any, still ends through :meth:`end_load`."""
         self._failed_loads.pop(req_id, None)
+        running = self._running.get(self._load_of.get(req_id, 0))
+        if running is not None:
+            running.counted = True  # or a failure that comes now would be remembered for ever
 
     @property
     def busy(self) -> bool:

@@ -7,6 +7,7 @@ gives a question up at its deadline whatever the thread does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -118,20 +119,24 @@ class Presence:
     # ---- the presence thread -----------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        self._heartbeat()
+        self._guarded(self._heartbeat)
         while True:
             try:
                 question = self._questions.get(timeout=HEARTBEAT_S if self._reachable else HEARTBEAT_S / 4)
             except queue.Empty:
-                self._heartbeat()
+                self._guarded(self._heartbeat)
                 continue
             if question is None:
                 self._store.close()
                 return
-            try:
-                self._answer(*question)
-            except Exception:  # a fault of ours must not end the thread: every question would then be a silent miss
-                logger.exception("presence query failed; its keys count as absent")
+            self._guarded(functools.partial(self._answer, *question))
+
+    def _guarded(self, task: Callable[[], None]) -> None:
+        """A fault of ours must not end the thread: every question would then be a silent miss."""
+        try:
+            task()
+        except Exception:
+            logger.exception("presence query failed; its keys count as absent")
 
     def _answer(self, deadline: float, keys: list[Key]) -> None:
         names = [list(self._names(key)) for key in keys]
