@@ -29,7 +29,10 @@ class Connection:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._socket = socket.create_connection((host, port), timeout=left)
+        try:
+            self._socket = socket.create_connection((host, port), timeout=left)
+        except UnicodeError:  # from IDNA, for names such as "a..b"
+            raise OSError(f"{host!r} is not a host name") from None
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -59,6 +62,8 @@ class Connection:
             chunk = bytearray(_READ_AHEAD)
             count = self._receive(memoryview(chunk), 0, deadline)
             self._ahead += chunk[:count]
+        if end > _LONGEST_LINE:
+            raise ProtocolDoubt("line too long")
         line = bytes(self._ahead[:end])
         del self._ahead[: end + 2]
         return line

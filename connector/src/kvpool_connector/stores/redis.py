@@ -8,7 +8,7 @@ retries, so that a stopped server holds a call for 25 s (docs/adr/0003-own-resp-
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kvpool_connector.config import RemoteStore
@@ -69,7 +69,7 @@ class RedisStore:
             return [head, buffers[i], b"\r\n" + self._expiry]
 
         def reply(connection: Connection, _: int) -> Outcome:
-            return Outcome.HIT if _simple(connection, deadline) == b"OK" else Outcome.FAILED
+            return _status(connection, b"OK", deadline)
 
         return self._batch(len(keys), request, reply, lambda i: len(buffers[i]), deadline)
 
@@ -83,7 +83,7 @@ class RedisStore:
         """One round trip."""
 
         def reply(connection: Connection, _: int) -> Outcome:
-            return Outcome.HIT if _simple(connection, deadline) == b"PONG" else Outcome.FAILED
+            return _status(connection, b"PONG", deadline)
 
         return self._batch(1, lambda i: [_command(b"PING")], reply, lambda i: 0, deadline)[0]
 
@@ -104,6 +104,8 @@ class RedisStore:
         deadline: float,
     ) -> list[Outcome]:
         """One outcome per key, whatever happens; what is left after a fault shares one outcome."""
+        if not count:  # no reply, so nothing is learnt about the server
+            return []
         if time.monotonic() >= deadline:  # the caller was late, not the server
             return [Outcome.TIMEOUT] * count
         outcomes: list[Outcome] = []
@@ -159,7 +161,12 @@ class RedisStore:
             connection.send([_command(*words)], deadline)
             line = connection.line(deadline)
             if line[:1] != b"+":
-                raise Refused(f"{words[0].decode()} refused: {line[1:].decode(errors='replace')}")
+                raise Refused(f"{words[0].decode()} refused: {_harmless(line[1:], words).decode(errors='replace')}")
+
+
+def _harmless(text: bytes, words: Sequence[bytes]) -> bytes:
+    """A refusal's text, or its first word where the text repeats the password: "unknown command" repeats arguments."""
+    return text.split(b" ")[0] if words[0] == b"AUTH" and words[-1][:4] in text else text
 
 
 class _LeftAlone(OSError):
@@ -194,28 +201,24 @@ def _exchange(
 # ---- RESP2, as far as it is needed: https://redis.io/docs/latest/develop/reference/protocol-spec/ -------------
 
 
-def _simple(connection: Connection, deadline: float) -> bytes | int | None:
-    """A status or an integer; None for an error reply, which is complete: the stream is still in step."""
+def _one_of(connection: Connection, expected: Mapping[bytes, Outcome], deadline: float) -> Outcome:
+    """A reply of one line. An error reply is complete, so the stream is still in step; anything else belongs to another
+    command, and so would all that follows."""
     line = connection.line(deadline)
-    if line[:1] == b"+":
-        return line[1:]
-    if line[:1] == b":" and line[1:].isdigit():
-        return int(line[1:])
     if line[:1] == b"-":
-        return None
-    raise ProtocolDoubt(f"unexpected reply {line[:20]!r}")
+        return Outcome.FAILED
+    if line not in expected:
+        raise ProtocolDoubt(f"unexpected reply {line[:20]!r}")
+    return expected[line]
+
+
+def _status(connection: Connection, word: bytes, deadline: float) -> Outcome:
+    return _one_of(connection, {b"+" + word: Outcome.HIT}, deadline)
 
 
 def _flag(deadline: float) -> Callable[[Connection, int], Outcome]:
     """A reply of 0 or 1 as MISS or HIT."""
-
-    def reply(connection: Connection, _: int) -> Outcome:
-        value = _simple(connection, deadline)
-        if value in (0, 1):
-            return Outcome.HIT if value else Outcome.MISS
-        return Outcome.FAILED
-
-    return reply
+    return lambda connection, _: _one_of(connection, {b":0": Outcome.MISS, b":1": Outcome.HIT}, deadline)
 
 
 def _bulk_into(connection: Connection, view: memoryview, deadline: float) -> Outcome:
