@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-engine` uses the engine environment")
 
-from testkit.engine import environment, ensure_model  # noqa: E402
-from testkit.servers import KeyValueServer  # noqa: E402
+from testkit.engine import ensure_model, environment
+from testkit.servers import KeyValueServer
 
 # vLLM reads its environment at import. One process: the tests read and overwrite the worker's KV memory.
 os.environ.update(environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"})
