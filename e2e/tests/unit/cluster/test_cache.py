@@ -39,6 +39,7 @@ def test_an_interrupted_run_leaves_no_result_and_the_next_starts_clean(tmp_path:
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     done = cache.folder(tmp_path, "bin", ["x"], lambda place: (place / "whole").touch(), Progress())
     assert [path.name for path in done.iterdir()] == ["whole"]
+    assert not list(tmp_path.glob(".*.unfinished"))
 
 
 def test_two_that_want_the_same_result_take_turns(tmp_path: Path) -> None:

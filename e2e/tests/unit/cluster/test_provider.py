@@ -75,10 +75,10 @@ def test_where_a_proxy_is_set_the_cluster_is_not_asked_through_it(tmp_path: Path
     assert "NO_PROXY" not in access.environment({})
 
 
-def test_folders_follow_the_environment(tmp_path: Path) -> None:
-    settings = read_settings("one", {"KVPOOL_CACHE": str(tmp_path)})
-    assert settings.cache == tmp_path
-    assert settings.root == tmp_path / "state" / "one"
+def test_folders_follow_the_environment() -> None:
+    settings = read_settings("one", {"KVPOOL_CACHE": "/srv/c"})
+    assert settings.cache == Path("/srv/c")
+    assert settings.root == Path("/srv/c/state/one")
     assert read_settings("one", {"KVPOOL_STATE": "/srv/s"}).root == Path("/srv/s/one")
 
 
