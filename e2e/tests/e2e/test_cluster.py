@@ -226,6 +226,7 @@ def test_down_after_a_crash_leaves_nothing(node: Node, redis: str) -> None:
     rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
     assert "KUBE-" not in rules
     assert "kvpool" not in rules
+    assert ":CNI-" not in rules.replace(":CNI-HOSTPORT", "")
 
 
 def processes_of(root: Path) -> list[str]:
