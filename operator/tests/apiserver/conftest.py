@@ -24,7 +24,7 @@ from .kubectl import Kubectl, eventually
 REPOSITORY = Path(__file__).parents[3]
 CLUSTER = "test-operator"
 SYSTEM = "kvpool-system"
-SETTINGS = {"probeSeconds": 1, "images": {"engine": "localhost/kvpool/serving:dev"}}
+SETTINGS = {"probeSeconds": 1, "resyncSeconds": 2, "images": {"engine": "localhost/kvpool/serving:dev"}}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

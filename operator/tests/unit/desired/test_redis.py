@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import pytest
+
 from kvpool_operator.desired import desired
 from kvpool_operator.desired.stores import redis
 
@@ -46,6 +48,15 @@ def test_memory_is_request_and_limit_whatever_resources_say(make_pool: MakePool)
 def test_the_probe_pings_as_the_engines_user_without_a_password_on_the_command_line(make_pool: MakePool) -> None:
     probe = container(make_pool("{backend: {type: Redis}}"))["readinessProbe"]["exec"]["command"]
     assert probe == ["redis-cli", "-e", "--user", "kvpool", "ping"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "variables"), [("Redis", {"REDISCLI_AUTH"}), ("Valkey", {"VALKEYCLI_AUTH", "REDISCLI_AUTH"})]
+)
+def test_the_probe_finds_the_password_in_its_environment(make_pool: MakePool, kind: str, variables: set[str]) -> None:
+    environment = container(make_pool({"backend": {"type": kind}}))["env"]
+    assert {variable["name"] for variable in environment} == variables
+    assert all("secretKeyRef" in variable["valueFrom"] for variable in environment)
 
 
 def test_valkey_has_its_own_programs_and_image(make_pool: MakePool) -> None:

@@ -26,6 +26,8 @@ CONFIG_DIRECTORY = "/etc/kvpool-store-config"
 PASSWORD_KEY = "password"  # noqa: S105  (the key's name, not a password)
 ACL_KEY = "users.acl"
 _MAX_MEMORY_SHARE = 0.85
+_PASSWORD_VARIABLES = {StoreType.REDIS: ("REDISCLI_AUTH",), StoreType.VALKEY: ("VALKEYCLI_AUTH", "REDISCLI_AUTH")}
+"""Where the command line clients look for a password. valkey-cli was called otherwise in its first versions."""
 
 
 def max_memory(memory: str) -> int:
@@ -132,7 +134,7 @@ def _container(pool: Pool, backend: Backend) -> Manifest:
         "name": names.STORE_CONTAINER,
         "image": backend.image or default_image,
         "command": [server, f"{CONFIG_DIRECTORY}/redis.conf"],
-        "env": [{"name": "REDISCLI_AUTH", "valueFrom": password}],
+        "env": [{"name": name, "valueFrom": password} for name in _PASSWORD_VARIABLES[backend.type]],
         "ports": [{"name": "redis", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _resources(backend),
         "securityContext": container_context(),
