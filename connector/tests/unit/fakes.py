@@ -1,0 +1,114 @@
+"""Stand-ins for what has no place in a unit test: another thread's answers, a server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from kvpool_connector.stores import Outcome
+
+
+class FakePresence:
+    """Answers like `Presence`, at once after `flush`, from a set that the test owns."""
+
+    def __init__(self) -> None:
+        self.remote: set[bytes] = set()
+        self.generation = 1
+        self.reachable = True
+        self.closed = False
+        self._verdicts: dict[bytes, bool | None] = {}
+
+    def ask(self, key: bytes) -> bool | None:
+        if self._verdicts.get(key) is not None:
+            return self._verdicts[key]
+        if not self.reachable:
+            return False
+        return self._verdicts.setdefault(key, None)
+
+    def believe(self, key: bytes, present: bool) -> None:
+        self._verdicts[key] = present
+
+    def flush(self) -> None:
+        for key, verdict in self._verdicts.items():
+            if verdict is None:
+                self._verdicts[key] = self.reachable and key in self.remote
+
+    def forget(self) -> None:
+        self._verdicts.clear()
+
+    def close(self) -> None:
+        self.closed = True
+
+    # ---- what the world does --------------------------------------------------------------------------------
+
+    def lose(self) -> None:
+        """The store goes away with all it held."""
+        self.reachable = False
+        self.remote.clear()
+
+    def come_back(self) -> None:
+        """Empty."""
+        self.reachable = True
+        self.generation += 1
+
+    def expire(self) -> None:
+        """Verdicts are believed for a while only."""
+        self._verdicts.clear()
+
+
+class FakeStore:
+    """The protocol of `Store` over a dictionary, shared by as many "connections" as a test makes."""
+
+    def __init__(self, data: dict[bytes, bytes]) -> None:
+        self.data = data
+        self.generation = 1
+        self.outcome: Outcome | None = None
+        """Instead of answering."""
+        self.before: Callable[[str], None] = lambda verb: None
+        """Called first, on the calling thread: may wait or raise."""
+        self.calls: list[tuple[str, list[bytes]]] = []
+        self.threads: set[str] = set()
+        self.closed = False
+
+    def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        return self._each("exists", keys, lambda i: Outcome.HIT if keys[i] in self.data else Outcome.MISS)
+
+    def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        def get(i: int) -> Outcome:
+            value = self.data.get(keys[i])
+            if value is None:
+                return Outcome.MISS
+            if len(value) != len(buffers[i]):
+                return Outcome.CORRUPT
+            buffers[i][:] = value
+            return Outcome.HIT
+
+        return self._each("get", keys, get)
+
+    def put_from(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        def put(i: int) -> Outcome:
+            self.data[keys[i]] = bytes(buffers[i])
+            return Outcome.HIT
+
+        return self._each("put", keys, put)
+
+    def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        return self._each(
+            "delete", keys, lambda i: Outcome.MISS if self.data.pop(keys[i], None) is None else Outcome.HIT
+        )
+
+    def ping(self, deadline: float) -> Outcome:
+        return self._each("ping", [b""], lambda i: Outcome.HIT)[0]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def called(self, verb: str) -> list[list[bytes]]:
+        """The batches of a verb."""
+        return [keys for name, keys in list(self.calls) if name == verb]
+
+    def _each(self, verb: str, keys: Sequence[bytes], answer: Callable[[int], Outcome]) -> list[Outcome]:
+        self.threads.add(threading.current_thread().name)
+        self.calls.append((verb, list(keys)))
+        self.before(verb)
+        return [self.outcome] * len(keys) if self.outcome is not None else [answer(i) for i in range(len(keys))]
