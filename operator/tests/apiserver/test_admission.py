@@ -11,11 +11,18 @@ import yaml
 
 from kvpool_operator.api import parse_spec
 
+from .conftest import Operator
 from .kubectl import Kubectl
 
 TESTS = Path(__file__).parents[1]
 QUICKSTART = TESTS.parents[1] / "examples" / "quickstart" / "kvcachepool.yaml"
 BAD = yaml.safe_load((TESTS / "bad_pools.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def kubectl(environment: dict[str, str], operator: Operator) -> Kubectl:
+    """Nothing is stored by these tests, so they need no namespace of their own."""
+    return Kubectl(environment, "default")
 
 
 def dry_run(kubectl: Kubectl, spec: dict[str, Any], name: str = "bad") -> tuple[int, str]:
