@@ -11,6 +11,7 @@ from testkit.servers import CACHE
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_PYTHON = ROOT / ".venvs/engine/bin/python"
+CONNECTOR = ROOT / "connector/src"
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL = CACHE / "models/SmolLM2-135M-Instruct"
 

@@ -2,7 +2,7 @@
 # Make what a target needs: `tools/setup.sh [dev] [engine] [servers]`.
 #
 #   dev      .venvs/dev      checks, tests and the harness; no vLLM
-#   engine   .venvs/engine   vLLM's CPU build, about 6 GB (files are shared with uv's cache)
+#   engine   .venvs/engine   vLLM's CPU build, about 6 GB, kept in the cache
 #   servers  redis-server on the PATH, or unpacked from the distribution's package into the cache (no root)
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
@@ -30,17 +30,36 @@ fi
 
 uv() { "$UV" "$@"; }
 
-# venv NAME REQUIREMENTS [PACKAGE...]: a virtual environment that holds exactly the pinned requirements, and our packages as they stand.
-venv() {
-  local name=$1 requirements=$2 stamp; shift 2
-  stamp=$(cat "$requirements" tools/setup.sh "${@/%//pyproject.toml}" <("$PYTHON" --version) | sha256sum)
-  if [ "$(cat ".venvs/$name/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
-  say "virtual environment .venvs/$name from $requirements ($(grep -c '==' "$requirements") packages)"
-  uv venv -q --clear --python "$PYTHON" ".venvs/$name"
-  uv pip install -q --python ".venvs/$name/bin/python" --no-deps --require-hashes -r "$requirements"
-  for package in "$@"; do uv pip install -q --python ".venvs/$name/bin/python" --no-deps -e "$package"; done
-  echo "$stamp" >".venvs/$name/stamp"
-  say "virtual environment .venvs/$name is there"
+hash_of() { cat "$@" <("$PYTHON" --version) | sha256sum | cut -c1-16; }
+install() { uv pip install -q --python "$1/bin/python" --no-deps "${@:2}"; }
+
+# Small, and with our own packages in it: in the checkout.
+dev() {
+  local stamp; stamp=$(hash_of requirements/dev.txt connector/pyproject.toml operator/pyproject.toml)
+  [ "$(cat .venvs/dev/stamp 2>/dev/null)" = "$stamp" ] && return
+  say "virtual environment .venvs/dev ($(grep -c '==' requirements/dev.txt) packages)"
+  uv venv -q --clear --python "$PYTHON" .venvs/dev
+  install .venvs/dev --require-hashes -r requirements/dev.txt
+  install .venvs/dev -e connector -e operator
+  echo "$stamp" >.venvs/dev/stamp
+}
+
+# Large: in the cache, by the hash of its inputs, shared by all checkouts; .venvs/engine is a link to it. Compiled to bytecode, since
+# Pods mount it read-only, and importing vLLM from sources takes minutes. Our connector is not in it: it comes by PYTHONPATH.
+engine() {
+  local home; home=$CACHE/engine-$(hash_of requirements/engine.txt)
+  mkdir -p .venvs
+  if [ ! -d "$home" ]; then
+    local work; work=$home.$$
+    say "vLLM's CPU build into $home (about 6 GB, $(grep -c '==' requirements/engine.txt) packages)"
+    uv venv -q --clear --relocatable --python "$PYTHON" "$work"
+    install "$work" --require-hashes -r requirements/engine.txt
+    say "compiling it to bytecode"
+    nice "$work/bin/python" -m compileall -q -j 2 "$work/lib" >/dev/null 2>&1 || true  # some packages ship files for other Pythons
+    mv -T "$work" "$home" 2>/dev/null || rm -rf "$work"  # someone else was first
+    say "vLLM's CPU build is there"
+  fi
+  ln -sfnT "$home" .venvs/engine
 }
 
 servers() {
@@ -48,6 +67,7 @@ servers() {
   [ -x "$CACHE/redis/usr/bin/redis-server" ] && return
   command -v apt-get >/dev/null || die "redis-server is missing and apt-get is not here to get it: install Redis 7 or later"
   say "redis-server, unpacked into $CACHE/redis (nothing is installed on the machine)"
+  if [ -z "$(apt-cache pkgnames redis-server 2>/dev/null)" ] && [ "$(id -u)" = 0 ]; then apt-get update -qq; fi
   local work; work=$(mktemp -d "$CACHE/redis.XXXX")
   (
     cd "$work"
@@ -67,8 +87,8 @@ servers() {
 mkdir -p "$CACHE"
 for what in "${@:-dev}"; do
   case $what in
-    dev) venv dev requirements/dev.txt connector operator ;;
-    engine) venv engine requirements/engine.txt connector ;;
+    dev) dev ;;
+    engine) engine ;;
     servers) servers ;;
     *) die "unknown part '$what': dev, engine, servers" ;;
   esac

@@ -17,8 +17,8 @@ from typing import Self
 import redis
 
 from e2e.demo.client import healthy
-from e2e.demo.stage import ENGINE_ARGUMENTS, EngineName
-from testkit.engine import ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
+from e2e.demo.stage import ENGINE_ARGUMENTS, ENGINES, EngineName
+from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
 from testkit.servers import KeyValueServer, free_port, wait_until
 
 START_S = 300.0
@@ -48,9 +48,9 @@ class Processes:
             self._say(f"redis on port {self._store.port}; logs in {self._folder}")
             self._configure()
             ensure_model()
-            for name in ("A", "B"):
+            for name in ENGINES:
                 self._start(name)
-            for name in ("A", "B"):
+            for name in ENGINES:
                 self._serving(name)
         except BaseException:
             self.__exit__(*sys.exc_info())
@@ -106,7 +106,7 @@ class Processes:
             "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
             "--prefix-caching-hash-algo", "sha256_cbor", "--kv-transfer-config", json.dumps(KV_TRANSFER), *ENGINE_ARGUMENTS,
         ]  # fmt: skip
-        extra = {"KVPOOL_CONFIG_FILE": str(self._folder / "kvpool.yaml"), "VLLM_SERVER_DEV_MODE": "1"}
+        extra = {"PYTHONPATH": str(CONNECTOR), "KVPOOL_CONFIG_FILE": str(self._folder / "kvpool.yaml"), "VLLM_SERVER_DEV_MODE": "1"}
         with (self._folder / f"{name}.log").open("ab") as log:
             self._engines[name] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,

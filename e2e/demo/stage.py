@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 EngineName = Literal["A", "B"]
+ENGINES: tuple[EngineName, ...] = ("A", "B")
 BLOCK_TOKENS = 32
 """Tokens per KV block: the granularity of hits. 32 is the smallest that vLLM's CPU kernels like; a block of SmolLM2 in
 float32 is then 1.5 MB, which is what stores like."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from e2e.demo.client import Answer, ask, reset_own_cache, reset_tiers
-from e2e.demo.stage import BLOCK_TOKENS, EngineName, Stage
+from e2e.demo.stage import BLOCK_TOKENS, ENGINES, EngineName, Stage
 from testkit.servers import wait_until
 
 DOCUMENT = Path(__file__).with_name("document.txt")
@@ -63,7 +63,7 @@ class Play:
 
     def run(self) -> list[Step]:
         """All six."""
-        for engine in ("A", "B"):
+        for engine in ENGINES:
             self._ask(engine, "Say hello.")
         self._first_three()
         self._after_restart()

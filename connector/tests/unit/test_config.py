@@ -47,7 +47,7 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     assert remote is not None
     assert remote.model_dump() == {
         "type": "redis", "host": "store", "port": 6379, "database": 0, "username": None, "password_file": None, "ttl_s": None,
-        "timeouts": {"lookup_ms": 50, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 1_000},
+        "timeouts": {"lookup_ms": 200, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
     }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_from_the_command_line() -> None:
 
 def test_two_sources_are_refused(tmp_path: Path) -> None:
     """Which one wins would be a guess."""
-    with pytest.raises(ConfigError, match="two configurations: KVPOOL_CONFIG_FILE=/a .*remove one"):
+    with pytest.raises(ConfigError, match=r"two configurations: KVPOOL_CONFIG_FILE=/a .*remove one"):
         load({"kvpool": SMALLEST}, {"KVPOOL_CONFIG_FILE": "/a"})
 
 
@@ -186,7 +186,9 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         load({}, {"KVPOOL_CONFIG_FILE": str(path)})
 
 
-@pytest.mark.parametrize("content", [b"tiers: {cpu", b"\xff\xfe\x00", b"tenant: 2024-02-31", b"? [a]\n: b", b"a: !!int x"])
+@pytest.mark.parametrize(
+    "content", [b"tiers: {cpu", b"\xff\xfe\x00", b"tenant: 2024-02-31", b"? [a]\n: b", b"a: !!int x"]
+)
 def test_a_file_that_is_not_yaml(tmp_path: Path, content: bytes) -> None:
     """Including what PyYAML reports as something else than a YAML error."""
     path = tmp_path / "kvpool.yaml"
@@ -201,7 +203,8 @@ def test_a_file_that_is_not_yaml(tmp_path: Path, content: bytes) -> None:
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["version", "tiers", "cpu", "size", "remote", "type", "host", "timeouts", "pool", "x"]), inner
+                st.sampled_from(["version", "tiers", "cpu", "size", "remote", "type", "host", "timeouts", "pool", "x"]),
+                inner,
             )
         ),
         max_leaves=12,
@@ -225,19 +228,29 @@ def test_any_content_is_a_configuration_or_a_config_error(content: object) -> No
         ("1Mi", 1 << 20), ("1.5Gi", 3 << 29), (".5Ki", 512), ("5.Ki", 5120), ("1E", 10**18), ("1Ei", 1 << 60), ("1e9", 10**9),
         ("1E9", 10**9), ("1e+3", 1000), ("15e-1k", None), ("1500e-2", 15), ("2Ti", 2 << 40), ("1P", 10**15), ("0.5", None),
         ("1e-1", None), ("-1", None), ("1K", None), ("1ki", None), ("1KiB", None), ("1 Gi", None), ("Gi", None), ("", None),
-        ("1e", None), ("1e100", None), ("0x10", None), ("1_000", None), ("١", None), ("inf", None), ("nan", None),
+        ("1e", None), ("1e100", None), ("0x10", None), ("1_000", None), ("\u0661", None), ("inf", None), ("nan", None),
     ],
 )  # fmt: skip
 def test_quantities(text: str | int, count: int | None) -> None:
     """As Kubernetes reads them, as far as they are whole bytes."""
     if count is None:
-        with pytest.raises(ValueError, match="is not a (size|whole number of bytes)"):
+        with pytest.raises(ValueError, match=r"is not a (size|whole number of bytes)"):
             parse_quantity(text)
     else:
         assert parse_quantity(text) == count
 
 
-UNITS = {"": 1, "k": 1000, "Ki": 1 << 10, "M": 10**6, "Mi": 1 << 20, "G": 10**9, "Gi": 1 << 30, "T": 10**12, "Ti": 1 << 40}
+UNITS = {
+    "": 1,
+    "k": 1000,
+    "Ki": 1 << 10,
+    "M": 10**6,
+    "Mi": 1 << 20,
+    "G": 10**9,
+    "Gi": 1 << 30,
+    "T": 10**12,
+    "Ti": 1 << 40,
+}
 
 
 @given(st.integers(0, 1 << 63), st.sampled_from(sorted(UNITS)))
@@ -255,7 +268,7 @@ def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
     try:
         assert parse_quantity(text) >= 0
     except ValueError as error:
-        assert repr(text) in str(error)  # noqa: PT017
+        assert repr(text) in str(error)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ BELIEVED_S = {True: 5.0, False: 1.0}
 """How long an answer is believed: a part that is there rarely goes, one that is absent may come any moment."""
 HEARTBEAT_S = 2.0
 """A quiet store is pinged this often, so that a lost and returned store is noticed before the next request."""
+_TELL_EVERY_S = 10.0
 _MOST_VERDICTS = 100_000
 
 
@@ -62,6 +63,7 @@ class Presence:
         self._greeting = greeting
         self._generation = 0
         self._reachable = False
+        self._tell_at = 0.0
         self.late = 0
         """Questions that were given up: no answer within the deadline. Each is a miss that costs computing."""
         self._thread = threading.Thread(target=self._serve, name="kvpool-presence", daemon=True)
@@ -86,7 +88,7 @@ class Presence:
         if verdict is not None and now < verdict.until:
             return verdict.present
         if verdict is not None and verdict.present is None:
-            self.late += 1
+            self._count_late(now)
             self.believe(key, False)
             return False
         if not self._reachable:
@@ -94,6 +96,16 @@ class Presence:
         self._verdicts[key] = _Verdict(None, now + self._timeout_s)
         self._pending.append(key)
         return None
+
+    def _count_late(self, now: float) -> None:
+        """Never silent: what is given up here is computed although the store may have it."""
+        self.late += 1
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL_EVERY_S
+            logger.warning(
+                "the store did not say within %.0f ms what it holds; those blocks are computed (%d given up so far)",
+                self._timeout_s * 1e3, self.late,
+            )  # fmt: skip
 
     def believe(self, key: Key, present: bool) -> None:
         """Take a verdict from elsewhere: a part that was just put, or just could not be read."""

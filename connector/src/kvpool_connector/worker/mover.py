@@ -90,6 +90,9 @@ class Mover:
         self.outcomes: Counter[str] = Counter()
         """What happened to parts, for logs and tests ("load ok", "get timeout", ...). Approximate under threads."""
         self._copy, self._read, self._write = (Lane(name) for name in ("copy", "read", "write"))
+        if remote is not None:  # connect now: the first load and the first put should not wait for name and handshake
+            self._read.run(lambda: self._greet(remote.reader, remote.fetch_s))
+            self._write.run(lambda: self._greet(remote.writer, remote.put_s))
 
     # ---- vLLM's thread -----------------------------------------------------------------------------------
 
@@ -293,6 +296,10 @@ class Mover:
             self._write.run(lambda: self.outcomes.update(
                 f"delete {outcome.value}" for outcome in writer.delete([name], time.monotonic() + put_s)
             ), URGENT)  # fmt: skip
+
+    @staticmethod
+    def _greet(store: Store, seconds: float) -> None:
+        store.ping(time.monotonic() + seconds)
 
     # ---- rows --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,66 @@
+# The menu. Every target sets up what it needs; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+DEV := .venvs/dev/bin
+ENGINE := .venvs/engine/bin
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+# ---- see it work
+
+.PHONY: demo demo-down demo-engine
+demo: setup ## The main job end to end: cluster, operator, pool, six steps with figures (root)
+	$(DEV)/python -m e2e.demo cluster
+demo-down: ## End all that `make demo` started
+	@tools/setup.sh dev
+	$(DEV)/python -m e2e.demo.install down
+demo-engine: setup ## The six steps with vLLM and Redis alone: no Kubernetes, no root
+	$(DEV)/python -m e2e.demo engine
+
+# ---- tests
+
+.PHONY: setup test check test-unit test-store test-apiserver test-engine test-cluster test-slow
+setup: ## Virtual environments, servers and the model, pinned and cached
+	@tools/setup.sh dev engine servers
+	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
+test: ## All checks and tests of a CI run, with times and the list of skips
+	@tools/run_tests.sh
+check: ## Format, lint, types, import contracts, generated files
+	@tools/setup.sh dev engine
+	$(DEV)/ruff format --check .
+	$(DEV)/ruff check .
+	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit operator/tests connector/tests/unit connector/tests/store
+	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools
+	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
+	cd connector && PYTHONPATH=src ../$(DEV)/lint-imports --config importlinter.ini
+	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate --check
+test-unit: ## Pure tests: no server, no cluster, no vLLM
+	@tools/setup.sh dev
+	$(DEV)/pytest operator/tests/unit connector/tests/unit e2e/tests/unit -m "not slow"
+test-store: ## The connector against real Redis and Valkey
+	@tools/setup.sh dev servers
+	$(DEV)/pytest connector/tests/store -m "not slow"
+test-apiserver: ## The operator against a real kube-apiserver
+	@tools/setup.sh dev servers
+	$(DEV)/pytest operator/tests/apiserver -m "not slow"
+test-engine: setup ## The connector inside a real vLLM engine, byte for byte
+	$(ENGINE)/pytest connector/tests/engine -m "not slow"
+test-cluster: setup ## Pods on a real node (root)
+	$(DEV)/pytest e2e/tests/e2e -m "not slow"
+test-slow: setup ## What is too slow for every run
+	$(DEV)/pytest operator/tests connector/tests/unit connector/tests/store e2e/tests -m slow
+	$(ENGINE)/pytest connector/tests/engine -m slow
+
+# ---- generated files, figures
+
+.PHONY: generate requirements bench-cold
+generate: ## Write the CRD and what is made from it
+	@tools/setup.sh dev
+	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate
+requirements: ## Compile the pins anew from requirements/*.in
+	tools/compile_requirements.sh
+bench-cold: setup ## What the connector costs a request that hits nothing: cold with it over cold without it
+	$(DEV)/python -m bench.cold

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Pins with hashes and no index lines, so that they can be installed from any mirror.
+set -euo pipefail
+cd "$(dirname "$0")/../requirements"
+compile() { uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 --no-header "$@"; }
+for name in operator dev; do compile "$name.in" -o "$name.txt"; done
+compile engine.in --override engine.overrides -o engine.txt
