@@ -94,7 +94,7 @@ def test_a_part_of_another_rank_key_or_model_is_not_read() -> None:
 
 def test_names_are_printable_and_differ() -> None:
     """Rank and key cannot run into each other."""
-    assert NAME == b"kvpool:1:00112233445566778899aabbccddeeff:0:" + KEY.hex().encode()
+    assert b"kvpool:1:00112233445566778899aabbccddeeff:0:" + KEY.hex().encode() == NAME
     assert part_name(IDENTITY, 1, b"\x11") != part_name(IDENTITY, 11, b"\x01")
 
 

@@ -23,7 +23,9 @@ from kvpool_connector.transfer import Kind, Reports, Transfer
 SLOTS, RANKS = 6, 2
 CHAINS = [[bytes([chain, block]) for block in range(5)] for chain in range(3)]
 KEYS = [key for chain in CHAINS for key in chain]
-chains = st.builds(lambda chain, begin, end: chain[begin:end], st.sampled_from(CHAINS), st.integers(0, 2), st.integers(1, 5))
+chains = st.builds(
+    lambda chain, begin, end: chain[begin:end], st.sampled_from(CHAINS), st.integers(0, 2), st.integers(1, 5)
+)
 positions = st.sets(st.integers(0, 4), max_size=2)
 
 
@@ -60,6 +62,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.requests = [0, 1, 2]  # ids of the living requests
         self.next_request = 3
         self.failed_loads: Counter[int] = Counter()
+        self.promised: dict[bytes, int] = {}  # hits of this step
 
     # ---- the scheduler ---------------------------------------------------------------------------------------
 
@@ -67,6 +70,8 @@ class PoolMachine(RuleBasedStateMachine):
     def schedule(self, who: int, chain: list[bytes], taken: bool) -> None:
         """Look a chain up as far as it hits; then load it in the same step or not at all."""
         request = self.requests[who]
+        if Lookup.RETRY in [self.pool.lookup(key, str(request)) for key in chain]:
+            self.end_step()  # the answers come; vLLM looks up again
         hits: list[bytes] = []
         for key in chain:
             entry = self.pool.index.get(key)
@@ -79,6 +84,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert entry is None or not entry.bad
             assert not any(key in job.transfer.keys for job in self._live(Kind.STORE) if not job.completed)
             hits.append(key)
+            self.promised[key] = self.pool.index[key].slot
         loading = any(job.request == request and not job.completed for job in self._live(Kind.LOAD))
         if not hits or not taken or loading:
             return
@@ -115,6 +121,7 @@ class PoolMachine(RuleBasedStateMachine):
     def end_step(self) -> None:
         """Promises lapse."""
         self.pool.end_step()
+        self.promised.clear()
         assert not any(entry.held or entry.state is State.RESERVED for _, entry in self.pool.index)
 
     @rule(who=st.integers(0, 2))
@@ -144,6 +151,8 @@ class PoolMachine(RuleBasedStateMachine):
         ready_to_put = job.putting - job.moving
         if ready_to_put and (not job.moving or len(drawn) % 2):
             job.putting.remove(min(ready_to_put))
+            if not job.putting and self.presence.reachable:
+                self.presence.remote |= {key for at, key in enumerate(job.transfer.keys) if at not in failed}
             merged = reports.merge(Reports(puts={ticket: [failed]}))
         else:
             job.moving.remove(min(job.moving))
@@ -189,11 +198,11 @@ class PoolMachine(RuleBasedStateMachine):
             job.old = True
         assert len(self.pool.index) == 0
 
-    @rule(keys=st.sets(st.sampled_from(KEYS), max_size=8))
-    def others_put(self, keys: set[bytes]) -> None:
+    @rule(chain=chains)
+    def others_put(self, chain: list[bytes]) -> None:
         """Another engine."""
         if self.presence.reachable:
-            self.presence.remote |= keys
+            self.presence.remote.update(chain)
             self.presence.expire()
 
     @rule()
@@ -222,6 +231,11 @@ class PoolMachine(RuleBasedStateMachine):
         owned = [entry.slot for _, entry in self.pool.index] + self.pool.index._free
         owned += [slot for slots in self.pool._draining.values() for slot in slots]
         assert sorted(owned) == list(range(SLOTS))
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        """Whatever is stored meanwhile: a load may follow until the step ends."""
+        assert self.promised == {key: self.pool.index[key].slot for key in self.promised if key in self.pool.index}
 
     @invariant()
     def references_are_those_of_the_running_transfers(self) -> None:
@@ -270,5 +284,8 @@ TestPool.settings = settings(
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes; add Phase.shrink to find out what a failure is about
+    phases=[
+        Phase.reuse,
+        Phase.generate,
+    ],  # shrinking takes minutes; add Phase.shrink to find out what a failure is about
 )

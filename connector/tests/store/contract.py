@@ -1,0 +1,240 @@
+"""What every remote store must do: the rules in ``kvpool_connector/stores/base.py``, against a real server.
+
+A new kind of store gets a test module with a class derived from `StoreContract`, and fixtures ``server``, ``own_server`` and
+``connect`` as in ``conftest.py``.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from connector.tests.store.conftest import Connect
+from kvpool_connector.stores import Breaker, Outcome, Store
+from testkit.servers import KeyValueServer, free_port, wait_until
+
+HIT, MISS, CORRUPT, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.CORRUPT, Outcome.FAILED, Outcome.TIMEOUT
+MIB = 1 << 20
+
+
+def soon(seconds: float = 10.0) -> float:
+    """A deadline."""
+    return time.monotonic() + seconds
+
+
+def put(store: Store, values: dict[bytes, bytes]) -> list[Outcome]:
+    """Store values."""
+    return store.put_from(list(values), [memoryview(value) for value in values.values()], soon())
+
+
+def get(store: Store, keys: Sequence[bytes], sizes: Sequence[int]) -> tuple[list[Outcome], list[bytes]]:
+    """Read values of these sizes."""
+    buffers = [bytearray(b"\xee" * size) for size in sizes]
+    outcomes = store.get_into(keys, [memoryview(buffer) for buffer in buffers], soon())
+    return outcomes, [bytes(buffer) for buffer in buffers]
+
+
+def noise(seed: int, size: int) -> bytes:
+    """The same bytes for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+class StoreContract:
+    """Inherited by the tests of each store."""
+
+    # ---- values ----------------------------------------------------------------------------------------------
+
+    def test_round_trip(self, server: KeyValueServer, connect: Connect) -> None:
+        """Small, empty and large values, with line ends inside, in one batch."""
+        store = connect(server)
+        values = {
+            b"a": b"\r\n$3\r\n",
+            b"empty": b"",
+            b"large": noise(1, 5 * MIB),
+            b"\x00\r\n\xff": b"x",
+            b"b": noise(2, 4096),
+        }
+        assert put(store, values) == [HIT] * 5
+        outcomes, read = get(store, list(values), [len(value) for value in values.values()])
+        assert outcomes == [HIT] * 5
+        assert read == list(values.values())
+        assert store.exists([*values, b"absent"], soon()) == [*[HIT] * 5, MISS]
+        assert store.delete([b"a", b"absent"], soon()) == [HIT, MISS]
+        assert store.exists([b"a"], soon()) == [MISS]
+        assert store.ping(soon()) is HIT
+        assert store.generation == 1
+
+    def test_more_keys_than_the_window(self, server: KeyValueServer, connect: Connect) -> None:
+        """Thousands of small ones, and large ones that fit the window only one by one."""
+        store = connect(server)
+        small = {b"s%d" % number: b"%d" % number for number in range(3000)}
+        large = {b"l%d" % number: noise(number, 3 * MIB) for number in range(4)}
+        for values in (small, large):
+            assert put(store, values) == [HIT] * len(values)
+            assert get(store, list(values), [len(v) for v in values.values()]) == (
+                [HIT] * len(values), list(values.values())
+            )  # fmt: skip
+            assert store.delete(list(values), soon()) == [HIT] * len(values)
+
+    def test_misses_and_wrong_lengths_between_hits(self, server: KeyValueServer, connect: Connect) -> None:
+        """What follows them is read as if they were not there."""
+        store = connect(server)
+        values = {b"m%d" % number: noise(number, 100_000 + number) for number in range(6)}
+        put(store, values)
+        keys = [b"m0", b"absent", b"m1", b"m2", b"m3", b"absent", b"m4", b"m5"]
+        sizes = [100_000, 50, 100_001, 100_002 - 1, 100_003 + 1, 0, 0, 100_005]
+        outcomes, read = get(store, keys, sizes)
+        assert outcomes == [HIT, MISS, HIT, CORRUPT, CORRUPT, MISS, CORRUPT, HIT]
+        assert (read[0], read[2], read[7]) == (values[b"m0"], values[b"m1"], values[b"m5"])
+        assert store.generation == 1
+
+    def test_an_empty_batch(self, connect: Connect) -> None:
+        """Needs no server."""
+        store = connect(free_port())
+        assert store.exists([], soon()) == store.get_into([], [], soon()) == store.put_from([], [], soon()) == []
+
+    def test_random_operations(self, server: KeyValueServer, connect: Connect) -> None:
+        """20 000 on one connection; every value is compared byte by byte, every answer with a model."""
+        store, source, model = connect(server), random.Random(7), dict[bytes, bytes]()
+        pool = noise(3, MIB)
+        done = 0
+        while done < 20_000:
+            keys = [b"r%d" % number for number in source.sample(range(300), source.choice((1, 2, 7, 40, 280)))]
+            verb = source.choice(("put", "get", "get", "exists", "delete"))
+            if verb == "put":
+                for key in keys:
+                    size = source.choice((0, 1, 2, 63, 4096, source.randrange(20_000)))
+                    at = source.randrange(MIB - size)
+                    model[key] = pool[at : at + size]
+                assert put(store, {key: model[key] for key in keys}) == [HIT] * len(keys)
+            elif verb == "get":
+                sizes = [len(model.get(key, b"....")) + (source.random() < 0.05) for key in keys]
+                outcomes, read = get(store, keys, sizes)
+                for key, size, outcome, value in zip(keys, sizes, outcomes, read, strict=True):
+                    held = model.get(key)
+                    assert outcome is (MISS if held is None else HIT if len(held) == size else CORRUPT)
+                    assert outcome is not HIT or value == held
+            else:
+                outcomes = store.exists(keys, soon()) if verb == "exists" else store.delete(keys, soon())
+                assert outcomes == [HIT if key in model else MISS for key in keys]
+                if verb == "delete":
+                    for key in keys:
+                        model.pop(key, None)
+            done += len(keys)
+        assert store.generation == 1
+
+    # ---- faults ----------------------------------------------------------------------------------------------
+
+    def test_a_deadline_that_has_passed(self, server: KeyValueServer, connect: Connect) -> None:
+        """The caller was late: no fault of the store's."""
+        breaker = Breaker()
+        store = connect(server, breaker=breaker)
+        assert store.exists([b"a", b"b"], time.monotonic() - 1) == [TIMEOUT, TIMEOUT]
+        assert breaker.closed
+        assert store.ping(soon()) is HIT
+
+    def test_killed_in_mid_use(self, own_server: KeyValueServer, connect: Connect) -> None:
+        """While another thread reads: every read is whole or no hit, and nothing raises."""
+        store, value = connect(own_server), noise(4, MIB)
+        put(store, {b"k%d" % number: value for number in range(8)})
+        seen, wrong, stop = list[Outcome](), list[str](), threading.Event()
+
+        def read() -> None:
+            try:
+                while not stop.is_set():
+                    outcomes, values = get(store, [b"k%d" % n for n in range(8)], [MIB] * 8)
+                    wrong.extend("bytes" for o, v in zip(outcomes, values, strict=True) if o is HIT and v != value)
+                    seen.extend(outcomes)
+            except BaseException as error:
+                wrong.append(repr(error))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        wait_until("some reads", lambda: len(seen) >= 24)
+        own_server.kill()
+        wait_until("the loss is seen", lambda: FAILED in seen)
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not wrong
+        assert set(seen) == {HIT, FAILED}
+
+    def test_paused(self, own_server: KeyValueServer, connect: Connect) -> None:
+        """Connections stay open and nothing comes: the deadline is kept, also for a new connection, and all is well after."""
+        store, value = connect(own_server), noise(5, MIB)
+        put(store, {b"p": value})
+        own_server.pause()
+        for _ in range(3):  # the old connection, then new ones, unless the breaker is open
+            begin = time.monotonic()
+            (outcome,) = store.get_into([b"p"], [memoryview(bytearray(MIB))], soon(0.4))
+            assert time.monotonic() - begin < 0.7
+            assert outcome in (TIMEOUT, FAILED)
+        assert store.put_from([b"q"], [memoryview(noise(6, 20 * MIB))], soon(0.4))[0] in (TIMEOUT, FAILED)
+        own_server.resume()
+        wait_until("it is used again", lambda: get(store, [b"p"], [MIB]) == ([HIT], [value]))
+
+    def test_the_first_call_after_a_pause_begins_times_out(self, own_server: KeyValueServer, connect: Connect) -> None:
+        """TIMEOUT, not FAILED, for all keys of the batch."""
+        store = connect(own_server)
+        assert store.ping(soon()) is HIT
+        own_server.pause()
+        begin = time.monotonic()
+        assert store.exists([b"a", b"b"], soon(0.2)) == [TIMEOUT] * 2
+        assert 0.15 < time.monotonic() - begin < 0.5
+        own_server.resume()
+
+    def test_restarted(self, own_server: KeyValueServer, connect: Connect) -> None:
+        """The idle connection is replaced without an error, and the change can be seen."""
+        store = connect(own_server)
+        put(store, {b"a": b"1"})
+        own_server.kill()
+        own_server.start()
+        assert store.exists([b"a"], soon()) == [MISS]
+        assert store.generation == 2
+
+    def test_never_started(self, connect: Connect) -> None:
+        """FAILED at once, the breaker opens, and the store is used when it comes."""
+        port, breaker = free_port(), Breaker(first_s=0.05, longest_s=0.1)
+        store = connect(port, breaker=breaker)
+        begin = time.monotonic()
+        assert store.exists([b"a", b"b"], soon()) == [FAILED] * 2
+        assert not breaker.closed
+        assert put(store, {b"a": b"1"}) == [FAILED]
+        assert time.monotonic() - begin < 0.5
+        with KeyValueServer("redis", port=port):
+            wait_until("it is found", lambda: store.ping(soon()) is HIT)
+            assert put(store, {b"a": b"1"}) == [HIT]
+
+    def test_an_open_breaker_spares_the_network(self, server: KeyValueServer, connect: Connect) -> None:
+        """Also where the server is fine: another connection of the process just failed."""
+        breaker = Breaker(first_s=60)
+        store = connect(server, breaker=breaker)
+        breaker.failed()
+        assert store.exists([b"a"], soon()) == [FAILED]
+        assert store.generation == 0
+        assert not breaker.closed
+
+    def test_names_that_are_no_hosts(self, connect: Connect) -> None:
+        """A configuration error of the user's, found at the first use: an outcome like any other."""
+        for host in ("a..b", "x" * 70, "no-such-host.invalid"):
+            assert connect(1, host=host).ping(soon(5)) is FAILED
+
+    def test_file_descriptors_do_not_grow(self, own_server: KeyValueServer, connect: Connect) -> None:
+        """Over good and bad connections."""
+        store = connect(own_server, breaker=Breaker(first_s=0, longest_s=0))
+        refused = connect(free_port(), breaker=Breaker(first_s=0, longest_s=0))
+        store.ping(soon())
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(50):
+            store.close()
+            assert store.ping(soon()) is HIT
+            assert refused.ping(soon()) is FAILED
+        own_server.pause()
+        for _ in range(5):
+            assert store.ping(soon(0.05)) is TIMEOUT
+        own_server.resume()
+        store.close()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
