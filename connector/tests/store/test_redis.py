@@ -14,7 +14,19 @@ import pytest
 import redis
 
 from connector.tests.store.conftest import Connect
-from connector.tests.store.contract import CORRUPT, FAILED, HIT, MIB, MISS, TIMEOUT, StoreContract, get, noise, put, soon
+from connector.tests.store.contract import (
+    CORRUPT,
+    FAILED,
+    HIT,
+    MIB,
+    MISS,
+    TIMEOUT,
+    StoreContract,
+    get,
+    noise,
+    put,
+    soon,
+)
 from kvpool_connector.stores import Breaker
 from testkit.servers import KeyValueServer, ServerKind, wait_until
 
