@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from e2e.demo.client import healthy
+from e2e.demo.client import healthy, reset_tiers
 from e2e.demo.install import NAMESPACE, install
-from e2e.demo.stage import EngineName
+from e2e.demo.stage import ENGINES, EngineName
 from testkit.engine import MODEL_NAME
 from testkit.servers import wait_until
 
@@ -36,6 +36,8 @@ class Cluster:
         names = sorted(pod["metadata"]["name"] for pod in self._running())
         self._pods = {"A": names[0], "B": names[1]}
         self._locate()
+        if self.parts():
+            self._forget()
         return self
 
     def __exit__(
@@ -80,6 +82,14 @@ class Cluster:
             f"  kubectl logs -n {NAMESPACE} {self._pods['B']} | grep kvpool\n"
             "  make demo-down                                         removes all of it"
         )
+
+    def _forget(self) -> None:
+        """An earlier demo's blocks would make the cold step warm."""
+        self._say("an earlier demo left blocks: store and engines forget them")
+        self._kubectl("delete", "pod", "-n", NAMESPACE, "-l", _STORE, "--grace-period=1", "--wait=true")
+        wait_until("Redis is back", self._store_answers, timeout_s=60, poll_s=0.5)
+        for engine in ENGINES:
+            reset_tiers(self.url(engine))
 
     # ---- waiting -----------------------------------------------------------------------------------------
 

@@ -106,7 +106,11 @@ class Processes:
             "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
             "--prefix-caching-hash-algo", "sha256_cbor", "--kv-transfer-config", json.dumps(KV_TRANSFER), *ENGINE_ARGUMENTS,
         ]  # fmt: skip
-        extra = {"PYTHONPATH": str(CONNECTOR), "KVPOOL_CONFIG_FILE": str(self._folder / "kvpool.yaml"), "VLLM_SERVER_DEV_MODE": "1"}
+        extra = {
+            "PYTHONPATH": str(CONNECTOR),
+            "KVPOOL_CONFIG_FILE": str(self._folder / "kvpool.yaml"),
+            "VLLM_SERVER_DEV_MODE": "1",
+        }
         with (self._folder / f"{name}.log").open("ab") as log:
             self._engines[name] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,

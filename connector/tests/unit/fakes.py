@@ -64,7 +64,7 @@ class FakeStore:
         self.generation = 1
         self.outcome: Outcome | None = None
         """Instead of answering."""
-        self.before: Callable[[str], None] = lambda verb: None
+        self.before: Callable[[str], object] = lambda verb: None
         """Called first, on the calling thread: may wait or raise."""
         self.calls: list[tuple[str, list[bytes]]] = []
         self.threads: set[str] = set()

@@ -47,7 +47,7 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     assert remote is not None
     assert remote.model_dump() == {
         "type": "redis", "host": "store", "port": 6379, "database": 0, "username": None, "password_file": None, "ttl_s": None,
-        "timeouts": {"lookup_ms": 200, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
+        "timeouts": {"lookup_ms": 500, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
     }  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def test_a_failed_fetch_comes_with_its_completion(rig: Rig) -> None:
     before = [rig.content(block) for block in OTHERS]
     job = rig.load(range(6), OTHERS, fetch=range(6))
     done: list[Done] = []
-    wait_until("the load ends", lambda: done.extend(rig.mover.poll()) or done)
+    wait_until("the load ends", lambda: done or done.__iadd__(rig.mover.poll()))
     assert [one.job_id for one in done] == [job]
     assert rig.mover.take_failed_requests() == {f"r{job}"}
     assert rig.mover.take_reports().failed == {100 + job: {1, 3}}
@@ -292,7 +292,7 @@ def test_puts_above_the_bound_are_dropped_and_reported(rig: Rig, monkeypatch: py
     """A slow store costs bounded memory; the blocks stay in this engine's tier."""
     monkeypatch.setattr(module, "MAX_QUEUED_PUTS", 2)
     go = threading.Event()
-    rig.writer.before = lambda verb: go.wait(10) and None
+    rig.writer.before = lambda verb: go.wait(10)
     jobs = [rig.store([n], [(1, n)]) for n in range(5)]
     _, _, reports = rig.ended(*jobs)
     assert reports == Reports(puts={100 + job: [{0}] for job in jobs[2:]})
@@ -353,7 +353,7 @@ def test_a_slow_fetch_holds_up_nobody_else(rig: Rig) -> None:
     """Loads from memory and stores go on."""
     rig.ended(rig.store([0], [(1, 0)]))
     go = threading.Event()
-    rig.reader.before = lambda verb: go.wait(10) and None
+    rig.reader.before = lambda verb: go.wait(10)
     slow = rig.load([1], [(1, 1)], fetch=[1])
     rig.ended(rig.load([0], [(1, 2)]), rig.store([2], [(1, 3)]))
     assert not rig.mover.idle
@@ -365,11 +365,16 @@ def test_a_slow_fetch_holds_up_nobody_else(rig: Rig) -> None:
 def test_wait_blocks_until_the_jobs_left_kv_memory_alone(rig: Rig) -> None:
     """Not for puts, and not for jobs that are unknown or over."""
     stuck = threading.Event()
-    rig.writer.before = lambda verb: stuck.wait(10) and None
+    rig.writer.before = lambda verb: stuck.wait(10)
     job = rig.store([0], [(1, 0)])
     rig.mover.wait({job, 999})
     go, started = threading.Event(), threading.Event()
-    rig.reader.before = lambda verb: (started.set(), go.wait(10)) and None
+
+    def fetching(verb: str) -> None:
+        started.set()
+        go.wait(10)
+
+    rig.reader.before = fetching
     slow = rig.load([1], [(1, 1)], fetch=[1])
     assert started.wait(5)
     waiter = threading.Thread(target=lambda: rig.mover.wait({slow}))
@@ -402,7 +407,7 @@ def test_close_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
     rig = Rig({}, fetch_s=-4.95, put_s=0)  # leaves 0.05 s for each lane
     go, closed = threading.Event(), list[bool]()
     monkeypatch.setattr(rig.device, "close", lambda: closed.append(True))
-    rig.reader.before = lambda verb: go.wait(10) and None
+    rig.reader.before = lambda verb: go.wait(10)
     rig.load([1], [(1, 1)], fetch=[1])
     begin = time.monotonic()
     rig.mover.close()

@@ -41,8 +41,13 @@ def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     made: list[Presence] = []
 
     def build(store: FakeStore, *, reached: bool = True, **options: Any) -> Presence:
-        options = {"names": lambda key: [key], "timeout_s": 1.0, "patience_s": 2.0, "clock": clock} | options
-        presence = Presence(store, **options)
+        arguments: dict[str, Any] = {
+            "names": lambda key: [key],
+            "timeout_s": 1.0,
+            "patience_s": 2.0,
+            "clock": clock,
+        } | options
+        presence = Presence(store, **arguments)
         made.append(presence)
         if reached:
             wait_until("the first heartbeat", lambda: presence.reachable)
@@ -109,7 +114,7 @@ def test_a_late_answer_is_a_miss_and_is_believed_afterwards(make: Make, clock: C
     """The request that asked does not wait; the next one profits."""
     store, go = FakeStore({b"here": b"1"}), threading.Event()
     presence = make(store)
-    store.before = lambda verb: go.wait(5) and None if verb == "exists" else None
+    store.before = lambda verb: go.wait(5) if verb == "exists" else None
     assert presence.ask(b"here") is None
     presence.flush()
     clock.now += 0.99

@@ -57,7 +57,7 @@ class Timeouts(_Section):
     """Upper bounds, in milliseconds, on anything that waits for the store. What is late is a miss, never an error."""
 
     lookup_ms: int = Field(
-        default=200, ge=1, le=10_000, description="Whether the store has the keys of a waiting request."
+        default=500, ge=1, le=10_000, description="Whether the store has the keys of a waiting request."
     )
     fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
     put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")

@@ -151,9 +151,12 @@ def _container(pool: Pool, backend: Backend) -> Manifest:
 
 
 def _resources(backend: Backend) -> Manifest:
-    """Memory from ``memory``, as request and limit; the rest from ``resources``."""
+    """Memory from ``memory``, as request and limit; the rest from ``resources``.
+
+    Half a core as a request: every engine of the pool waits for this server, and on a busy node the request is its share.
+    """
     memory = {"memory": backend.memory or DEFAULT_MEMORY}
-    base: Manifest = {"requests": {"cpu": "100m", **memory}, "limits": dict(memory)}
+    base: Manifest = {"requests": {"cpu": "500m", **memory}, "limits": dict(memory)}
     if backend.resources is None:
         return base
     wanted = backend.resources.model_dump(exclude_none=True)
