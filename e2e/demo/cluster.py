@@ -7,10 +7,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from e2e.demo.client import healthy, reset_tiers
 from e2e.demo.install import NAMESPACE, install
 from e2e.demo.stage import ENGINES, EngineName
 from testkit.engine import MODEL_NAME
+from testkit.http_client import healthy, reset_tiers
 from testkit.servers import wait_until
 
 POOL = "quickstart"

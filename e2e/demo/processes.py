@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,18 +14,10 @@ from typing import Self
 
 import redis
 
-from e2e.demo.client import healthy
 from e2e.demo.stage import ENGINE_ARGUMENTS, ENGINES, EngineName
-from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
-from testkit.servers import KeyValueServer, free_port, wait_until
-
-START_S = 300.0
-KV_TRANSFER = {
-    "kv_connector": "KVPoolConnector",
-    "kv_connector_module_path": "kvpool_connector.vllm",
-    "kv_role": "kv_both",
-    "kv_load_failure_policy": "recompute",
-}
+from testkit.engine import MODEL_NAME, ensure_model
+from testkit.engine_process import EngineProcess
+from testkit.servers import KeyValueServer
 
 
 class Processes:
@@ -39,8 +29,10 @@ class Processes:
         self._say = say
         self._folder = Path(tempfile.mkdtemp(prefix="kvpool-demo-"))
         self._store = KeyValueServer("redis", password=os.urandom(12).hex())
-        self._engines: dict[EngineName, subprocess.Popen[bytes]] = {}
-        self._ports: dict[EngineName, int] = {}
+        config = self._folder / "kvpool.yaml"
+        self._engines: dict[EngineName, EngineProcess] = {
+            name: EngineProcess(name, self._folder, config=config, arguments=ENGINE_ARGUMENTS) for name in ENGINES
+        }
 
     def __enter__(self) -> Self:
         try:
@@ -48,8 +40,8 @@ class Processes:
             self._say(f"redis on port {self._store.port}; logs in {self._folder}")
             self._configure()
             ensure_model()
-            for name in ENGINES:
-                self._start(name)
+            for engine in self._engines.values():
+                engine.start()
             for name in ENGINES:
                 self._serving(name)
         except BaseException:
@@ -60,18 +52,18 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in list(self._engines):
-            self._end(name)
+        for engine in self._engines.values():
+            engine.end()
         self._store.close()
 
     def url(self, engine: EngineName) -> str:
         """Loopback."""
-        return f"http://127.0.0.1:{self._ports[engine]}"
+        return self._engines[engine].url
 
     def restart_a(self) -> None:
         """A new process on the same port."""
-        self._end("A")
-        self._start("A")
+        self._engines["A"].end()
+        self._engines["A"].start()
         self._serving("A")
 
     def parts(self) -> int:
@@ -99,44 +91,7 @@ class Processes:
         config = {"version": 1, "tiers": {"cpu": {"size": "1Gi"}}, "remote": remote}
         (self._folder / "kvpool.yaml").write_text(json.dumps(config))
 
-    def _start(self, name: EngineName) -> None:
-        port = self._ports.setdefault(name, free_port())
-        command = [
-            str(ENGINE_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
-            "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
-            "--prefix-caching-hash-algo", "sha256_cbor", "--kv-transfer-config", json.dumps(KV_TRANSFER), *ENGINE_ARGUMENTS,
-        ]  # fmt: skip
-        extra = {
-            "PYTHONPATH": str(CONNECTOR),
-            "KVPOOL_CONFIG_FILE": str(self._folder / "kvpool.yaml"),
-            "VLLM_SERVER_DEV_MODE": "1",
-        }
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self._engines[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | environment() | extra,
-            )  # fmt: skip
-
     def _serving(self, name: EngineName) -> None:
         began = time.monotonic()
-
-        def up() -> bool:
-            if self._engines[name].poll() is not None:
-                raise RuntimeError(f"engine {name} ended; its log: {self._folder}/{name}.log")
-            return healthy(self.url(name))
-
-        wait_until(f"engine {name} serves ({self._folder}/{name}.log)", up, START_S, poll_s=0.2)
+        self._engines[name].serving()
         self._say(f"engine {name} serves after {time.monotonic() - began:.0f} s")
-
-    def _end(self, name: EngineName) -> None:
-        """The server and its children: they share a process group, which this program made."""
-        process = self._engines.pop(name)
-        for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(seconds)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        process.wait(1)

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from e2e.demo.client import Answer, ask, reset_own_cache, reset_tiers
 from e2e.demo.stage import BLOCK_TOKENS, ENGINES, EngineName, Stage
+from testkit.http_client import Answer, ask, reset_own_cache, reset_tiers
 from testkit.servers import wait_until
 
 DOCUMENT = Path(__file__).with_name("document.txt")

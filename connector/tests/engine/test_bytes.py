@@ -178,7 +178,7 @@ def test_a_damaged_part_in_redis_is_a_miss_and_is_replaced(engine: Engine, store
     engine.forget(tiers=True)
     text, _ = engine.generate(prompt(3))
     engine.settle()
-    keys = [bytes(key) for key in client.keys("kvpool:1:*")]
+    keys = list(client.scan_iter("kvpool:1:*", count=1000))
     assert len(keys) == len(engine.blocks(Kind.STORE)) > 3
     client.setrange(keys[1], 70_000, "damaged")
 

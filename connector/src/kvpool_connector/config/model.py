@@ -43,7 +43,9 @@ class PoolRef(_Section):
 class CpuTier(_Section):
     """Host memory next to the engine."""
 
-    size: ByteSize = Field(ge=1 << 20, description="Bytes for the whole engine, shared equally by its ranks.")
+    size: ByteSize = Field(
+        ge=1 << 20, le=1 << 50, description="Bytes for the whole engine, shared equally by its ranks."
+    )
     eviction_policy: Literal["lru"] = Field(default="lru", description="Which block makes room for a new one.")
 
 

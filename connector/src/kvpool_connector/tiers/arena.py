@@ -5,6 +5,7 @@ The arena knows no keys and no states: who may touch which row is decided by the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -40,7 +41,8 @@ class Arena:
         """
         self.slots, self.row_bytes = slots, row_bytes
         self._map = mmap.mmap(-1, max(slots * row_bytes, ALIGNMENT), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._map.madvise(mmap.MADV_HUGEPAGE)  # a hint; without huge pages nothing changes
+        with contextlib.suppress(OSError):  # a hint; some kernels have no huge pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self._rows: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)[: slots * row_bytes].reshape(
             slots, row_bytes
         )

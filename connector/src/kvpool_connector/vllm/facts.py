@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import vllm
 from huggingface_hub import snapshot_download
 from vllm.platforms import current_platform
@@ -107,6 +108,7 @@ def _device(vllm_config: VllmConfig) -> list[str]:
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
     model, cache = vllm_config.model_config, vllm_config.cache_config
+    assert isinstance(model.dtype, torch.dtype)  # resolved by the time a connector is built
     # CPU kernels re-read a block in an order of their own, by instruction set: such bytes mean nothing to another CPU.
     isa = _get_attn_isa(model.dtype, cache.block_size, model.get_head_size(), cache.cache_dtype)
     return ["cpu", platform.machine(), isa, backend]

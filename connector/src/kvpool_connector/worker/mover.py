@@ -163,9 +163,10 @@ class Mover:
 
     def _start(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> Job:
         assert len(blocks) == len(transfer.keys)
+        job = Job(job_id, transfer, blocks, self._device.fence(), time.monotonic())
         with self._idle:
             self._in_flight.add(job_id)
-        return Job(job_id, transfer, blocks, self._device.fence(), time.monotonic())
+        return job
 
     def _guarded(self, stage: Callable[[Job], None], job: Job) -> Callable[[], None]:
         """An unexpected error fails all keys of the job instead of losing it."""
@@ -224,10 +225,12 @@ class Mover:
                 verdict = part_format.check(self._part(job, position), self._identity, self._name(key))
                 if verdict is not Verdict.INTACT:
                     failed[position] = verdict.value
-                    self._remove(key)
+                    if transfer.fetch[position]:  # else it was damaged here, and says nothing about the store's copy
+                        self._remove(key)
         good = [position for position in range(len(transfer.keys)) if position not in failed]
         payloads = self._payloads(job)
-        self._device.copy_in([payloads[p] for p in good], [job.blocks[p] for p in good], job.fence)
+        if good:
+            self._device.copy_in([payloads[p] for p in good], [job.blocks[p] for p in good], job.fence)
         self._finish(job, failed)
 
     # ---- read lane ---------------------------------------------------------------------------------------

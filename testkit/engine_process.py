@@ -1,0 +1,89 @@
+"""vLLM's OpenAI-compatible server as a process of this machine, with or without the connector."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
+from testkit.http_client import healthy
+from testkit.servers import free_port, wait_until
+
+START_S = 300.0
+KV_TRANSFER = {
+    "kv_connector": "KVPoolConnector",
+    "kv_connector_module_path": "kvpool_connector.vllm",
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
+
+
+class EngineProcess:
+    """Started by :meth:`start`, as often as it is ended; keeps its port."""
+
+    def __init__(self, name: str, folder: Path, *, config: Path | None, arguments: Sequence[str] = ()) -> None:
+        """Args:
+        folder: for the log.
+        config: the connector's configuration file; None: vLLM alone.
+        arguments: further ones for vLLM.
+        """
+        self.name, self.log, self._config = name, folder / f"{name}.log", config
+        self.port = free_port()
+        self._arguments = list(arguments)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Loopback."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns at once; see :meth:`serving`."""
+        command = [
+            str(ENGINE_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port),
+            "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
+            "--prefix-caching-hash-algo", "sha256_cbor", *self._arguments,
+        ]  # fmt: skip
+        extra = {"VLLM_SERVER_DEV_MODE": "1"}
+        if self._config is not None:
+            command += ["--kv-transfer-config", json.dumps(KV_TRANSFER)]
+            extra |= {"PYTHONPATH": str(CONNECTOR), "KVPOOL_CONFIG_FILE": str(self._config)}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                env=os.environ | environment() | extra,
+            )  # fmt: skip
+
+    def serving(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            RuntimeError: it ended; names the log.
+            TimeoutError: it does neither.
+        """
+
+        def up() -> bool:
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError(f"engine {self.name} ended; its log: {self.log}")
+            return healthy(self.url)
+
+        wait_until(f"engine {self.name} serves ({self.log})", up, START_S, poll_s=0.2)
+
+    def end(self) -> None:
+        """The server and its children: they share a process group, which :meth:`start` made."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(seconds)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        process.wait(1)
