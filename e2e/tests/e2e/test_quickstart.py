@@ -1,7 +1,7 @@
 """The quickstart's object on a real node: engines in restricted Pods share blocks through Redis, faults included.
 
-These are the demo's own steps. Times are the demo's business (``make demo``), not this test's: CI machines are noisy, and an answer of
-the store that is late on a busy machine is a miss by design, so hits need not be complete here.
+These are the demo's own steps. Times are the demo's business (``make demo``), not this test's: CI machines are noisy,
+and an answer of the store that is late on a busy machine is a miss by design, so hits need not be complete here.
 """
 
 from __future__ import annotations
