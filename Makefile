@@ -42,7 +42,7 @@ test-unit: ## Pure tests: no server, no cluster, no vLLM
 	$(DEV)/pytest operator/tests/unit connector/tests/unit e2e/tests/unit -m "not slow"
 test-store: ## The connector against real Redis and Valkey
 	@tools/setup.sh dev servers
-	$(DEV)/pytest connector/tests/store -m "not slow"
+	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow"
 test-apiserver: ## The operator against a real kube-apiserver
 	@tools/setup.sh dev servers
 	$(DEV)/pytest operator/tests/apiserver -m "not slow"

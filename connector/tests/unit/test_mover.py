@@ -15,7 +15,7 @@ from kvpool_connector.format import HEADER_BYTES, part_name
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.transfer import Kind, Reports, Transfer
-from kvpool_connector.worker import mover as module
+from kvpool_connector.worker import putter
 from kvpool_connector.worker.device.base import Block, Row
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.mover import Done, Mover, Remote
@@ -286,12 +286,12 @@ def test_a_put_that_raises_is_reported(rig: Rig, caplog: pytest.LogCaptureFixtur
     rig.writer.before = fail
     _, _, reports = rig.ended(rig.store([0], [(1, 0)]))
     assert reports.merge(rig.settle()) == Reports(puts={101: [{0}]})
-    assert "put of request w failed" in caplog.text
+    assert "a put failed" in caplog.text
 
 
 def test_puts_above_the_bound_are_dropped_and_reported(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow store costs bounded memory; the blocks stay in this engine's tier."""
-    monkeypatch.setattr(module, "MAX_QUEUED_PUTS", 2)
+    monkeypatch.setattr(putter, "MAX_QUEUED_PUTS", 2)
     go = threading.Event()
     rig.writer.before = lambda verb: go.wait(10)
     jobs = [rig.store([n], [(1, n)]) for n in range(5)]

@@ -6,7 +6,7 @@ Threads, and what they own:
 - *copy* lane: the only one that touches KV memory; also seals and checks parts. A copy is short and never abandoned,
   because it reads or writes blocks that vLLM holds for it. Loads go before stores.
 - *read* lane: fetches from the remote store into reserved rows. Ends by its deadline whatever the store does.
-- *write* lane: puts parts into the remote store out of the arena, and removes damaged ones.
+- *write* lane: see :mod:`kvpool_connector.worker.putter`.
 
 A row belongs to whoever the scheduler gave its slot to; it is given to nobody else before this job (or its put) was
 reported. Every job ends exactly once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
@@ -29,11 +29,9 @@ from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.transfer import Kind, Reports, Transfer
 from kvpool_connector.worker.device.base import Block, Device, Row
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
+from kvpool_connector.worker.putter import Putter
 
 logger = get_logger(__name__)
-
-MAX_QUEUED_PUTS = 64
-"""Jobs; above this a put is dropped, and the scheduler is told so."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,17 +80,14 @@ class Mover:
         self._in_flight: set[int] = set()
         self._idle = threading.Condition()  # guards _in_flight
         self._done: queue.SimpleQueue[tuple[Job, Done]] = queue.SimpleQueue()
-        self._puts: queue.SimpleQueue[tuple[int, set[int]]] = queue.SimpleQueue()
-        self._puts_queued = 0
-        self._puts_lock = threading.Lock()
         self._reports = Reports()  # vLLM's thread only
         self._failed_requests: set[str] = set()  # vLLM's thread only
         self.outcomes: Counter[str] = Counter()
         """What happened to parts, for logs and tests ("load ok", "get timeout", ...). Approximate under threads."""
-        self._copy, self._read, self._write = (Lane(name) for name in ("copy", "read", "write"))
-        if remote is not None:  # connect now: the first load and the first put should not wait for name and handshake
-            self._read.run(lambda: self._greet(remote.reader, remote.fetch_s))
-            self._write.run(lambda: self._greet(remote.writer, remote.put_s))
+        self._copy, self._read = Lane("copy"), Lane("read")
+        self._putter = Putter(remote.writer, remote.put_s, self.outcomes) if remote is not None else None
+        if remote is not None:  # connect now: the first load should not wait for name and handshake
+            self._read.run(lambda: self._greet(remote))
 
     # ---- vLLM's thread -----------------------------------------------------------------------------------
 
@@ -113,9 +108,8 @@ class Mover:
         """Jobs that ended since the last call. Their failures become visible in the same call, never before or after:
         separate polls would let a completion pass without its failure."""
         ended: list[Done] = []
-        while not self._puts.empty():  # before the jobs: the end of a put is never reported ahead of its store
-            ticket, failed = self._puts.get()
-            self._reports.puts[ticket] = [failed]
+        if self._putter is not None:  # before the jobs: the end of a put is never reported ahead of its store
+            self._reports.puts.update((ticket, [missing]) for ticket, missing in self._putter.take_ended())
         while not self._done.empty():
             job, done = self._done.get()
             ended.append(done)
@@ -143,16 +137,17 @@ class Mover:
     @property
     def idle(self) -> bool:
         """No job and no put is running or queued."""
-        with self._idle, self._puts_lock:
-            return not self._in_flight and not self._puts_queued
+        with self._idle:
+            return not self._in_flight and (self._putter is None or self._putter.idle)
 
     def close(self) -> None:
         """Finish what runs, bounded by the deadlines, and end the threads."""
         longest = (self._remote.fetch_s + self._remote.put_s if self._remote else 0) + 5
-        ended = [lane.close(longest) for lane in (self._read, self._copy, self._write)]  # as they feed each other
-        if self._remote:
+        ended = [lane.close(longest) for lane in (self._read, self._copy)]  # as they feed each other
+        if self._putter is not None:
+            ended.append(self._putter.close(longest))
+        if self._remote is not None:
             self._remote.reader.close()
-            self._remote.writer.close()
         self._arena.close()
         if all(ended):
             self._device.close()
@@ -179,8 +174,8 @@ class Mover:
                 if job.ended:
                     return
                 self._finish(job, dict.fromkeys(range(len(job.transfer.keys)), type(error).__name__))
-                if job.transfer.put:
-                    self._puts.put((job.transfer.ticket, set(range(len(job.transfer.keys)))))
+                if job.transfer.put and self._putter is not None:
+                    self._putter.give_up(job.transfer.ticket, len(job.transfer.keys))
 
         return run
 
@@ -211,11 +206,13 @@ class Mover:
     def _store(self, job: Job) -> None:
         transfer = job.transfer
         self._device.copy_out(job.blocks, self._payloads(job), job.fence)
-        for position, key in enumerate(transfer.keys):
-            part_format.seal(self._part(job, position), self._identity, self._name(key))
+        names = [self._name(key) for key in transfer.keys]
+        parts = [self._part(job, position) for position in range(len(transfer.keys))]
+        for name, part in zip(names, parts, strict=True):
+            part_format.seal(part, self._identity, name)
         self._finish(job, {})
-        if transfer.put:
-            self._queue_put(job)
+        if transfer.put and self._putter is not None:
+            self._putter.put(transfer.ticket, names, parts)
 
     def _load(self, job: Job) -> None:
         """Check every part, then copy the intact ones. Blocks of failed keys are left as they are."""
@@ -235,6 +232,10 @@ class Mover:
 
     # ---- read lane ---------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _greet(remote: Remote) -> None:
+        remote.reader.ping(time.monotonic() + remote.fetch_s)
+
     def _fetch(self, job: Job) -> None:
         """Fill the reserved rows, then go on to the copy lane with whatever arrived in time."""
         assert self._remote is not None
@@ -250,61 +251,11 @@ class Mover:
                 self._remove(transfer.keys[position])
         self._copy.run(self._guarded(self._load, job), URGENT)
 
-    # ---- write lane --------------------------------------------------------------------------------------
-
-    def _queue_put(self, job: Job) -> None:
-        with self._puts_lock:
-            full = self._puts_queued >= MAX_QUEUED_PUTS
-            if not full:
-                self._puts_queued += 1
-        if full:
-            self.outcomes["put dropped"] += len(job.transfer.keys)
-            self._puts.put((job.transfer.ticket, set(range(len(job.transfer.keys)))))
-        else:
-            self._write.run(lambda: self._put(job))
-
-    def _put(self, job: Job) -> None:
-        """Best effort; reported exactly once, or the slots would stay pinned."""
-        missing = set(range(len(job.transfer.keys)))
-        try:
-            missing = self._put_absent(job)
-        except Exception:
-            logger.exception("put of request %s failed", job.transfer.req_id)
-        finally:
-            with self._puts_lock:
-                self._puts_queued -= 1
-            self._puts.put((job.transfer.ticket, missing))
-
-    def _put_absent(self, job: Job) -> set[int]:
-        """Put the parts that the store does not have yet (another engine may have been first).
-
-        Returns:
-            positions that are not in the store now.
-        """
-        assert self._remote is not None
-        names = [self._name(key) for key in job.transfer.keys]
-        deadline = time.monotonic() + self._remote.put_s
-        present = self._remote.writer.exists(names, deadline)
-        absent = [position for position, outcome in enumerate(present) if outcome is Outcome.MISS]
-        outcomes = dict(enumerate(present))
-        put = self._remote.writer.put_from([names[p] for p in absent], [self._part(job, p) for p in absent], deadline)
-        outcomes.update(zip(absent, put, strict=True))
-        self.outcomes.update(f"put {outcome.value}" for outcome in put)
-        return {position for position, outcome in outcomes.items() if outcome is not Outcome.HIT}
+    # ---- parts -------------------------------------------------------------------------------------------
 
     def _remove(self, key: bytes) -> None:
-        """Take a damaged part out of the remote store, so that the next put is not skipped because of it."""
-        if self._remote is not None:
-            writer, name, put_s = self._remote.writer, self._name(key), self._remote.put_s
-            self._write.run(lambda: self.outcomes.update(
-                f"delete {outcome.value}" for outcome in writer.delete([name], time.monotonic() + put_s)
-            ), URGENT)  # fmt: skip
-
-    @staticmethod
-    def _greet(store: Store, seconds: float) -> None:
-        store.ping(time.monotonic() + seconds)
-
-    # ---- rows --------------------------------------------------------------------------------------------
+        if self._putter is not None:
+            self._putter.remove(self._name(key))
 
     def _part(self, job: Job, position: int) -> memoryview:
         group, _ = job.blocks[position]

@@ -63,7 +63,9 @@ async def _converse(target: Target, reader: asyncio.StreamReader, writer: asynci
         answer = await _ask(reader, writer, "AUTH", *credentials)
         # A server without any password refuses AUTH with another error; then it is the Secret that is too much.
         if answer.startswith("-"):
-            return StoreProbe(StoreState.AUTH_FAILED, f"{where} refused the user and password: {answer[1:200]}")
+            # Some servers repeat what they did not understand, and this goes into a status.
+            words = answer.replace(target.password, "...") if target.password else answer
+            return StoreProbe(StoreState.AUTH_FAILED, f"{where} refused the user and password: {words[1:200]}")
     answer = await _ask(reader, writer, "PING")
     if answer.startswith(("-NOAUTH", "-WRONGPASS", "-NOPERM", "-DENIED")):
         return StoreProbe(StoreState.AUTH_FAILED, f"{where} lets nobody in without a password: {answer[1:200]}")

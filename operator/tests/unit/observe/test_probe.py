@@ -67,3 +67,11 @@ def test_words_cannot_smuggle_commands() -> None:
 
 def test_a_target_does_not_show_its_password() -> None:
     assert "canary" not in repr(Target("h", 1, password="canary"))
+
+
+async def test_a_password_that_a_peer_repeats_is_not_said() -> None:
+    async with peer(b"-ERR unknown command 'AUTH', with args beginning with: 'canary'\r\n") as port:
+        found = await probe(Target("127.0.0.1", port, password="canary"))
+    assert found.state is StoreState.AUTH_FAILED
+    assert "unknown command" in found.detail
+    assert "canary" not in found.detail
