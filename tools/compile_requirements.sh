@@ -2,6 +2,7 @@
 # Pins with hashes and no index lines, so that they can be installed from any mirror.
 set -euo pipefail
 cd "$(dirname "$0")/../requirements"
+PATH=$PATH:${KVPOOL_CACHE:-$HOME/.cache/kvpool}/uv-0.13.9/bin  # where tools/setup.sh puts uv
 compile() { uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 --no-header "$@"; }
 for name in operator dev; do compile "$name.in" -o "$name.txt"; done
 compile engine.in --override engine.overrides -o engine.txt

@@ -21,6 +21,8 @@ QUESTIONS = (
     "Who has the sole power of impeachment?",
     "Where must bills for raising revenue originate?",
 )
+TRIES_AFTER_RETURN = 3
+"""An engine leaves a lost store alone for up to 6 s between probes; computing the prompt once takes about as long."""
 
 
 @dataclasses.dataclass
@@ -113,8 +115,12 @@ class Play:
         self._stage.return_store()
         step = self._step("store_back_s", "6  B, store back, memory emptied", "store")
         wait_until("engine A puts its blocks into the store again", self._restored, timeout_s=60, poll_s=0.5)
-        reset_tiers(self._stage.url("B"))
-        self._note(step, 1, "B")
+        for _ in range(TRIES_AFTER_RETURN):
+            reset_tiers(self._stage.url("B"))
+            self._note(step, 1, "B")
+            if step.hit_fraction > 0.5:
+                break
+            self._say("engine B has not noticed the store's return yet: it probes every few seconds")
 
     def _restored(self) -> bool:
         self._ask("A", self._prompts[1])
