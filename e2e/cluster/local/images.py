@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.local import cache, code_layer, oci
+from e2e.cluster.local import cache, code_layer, oci, wheels
 from e2e.cluster.local.debian import Apt, root_file_system
 from e2e.cluster.progress import ClusterError, Progress
 from e2e.cluster.provider import ImageSources, image_reference
