@@ -22,7 +22,7 @@ QUESTIONS = (
     "Where must bills for raising revenue originate?",
 )
 TRIES_AFTER_RETURN = 3
-"""An engine leaves a lost store alone for up to 6 s between probes; computing the prompt once takes about as long."""
+"""An engine leaves a lost store alone for up to 3 s between probes."""
 
 
 @dataclasses.dataclass

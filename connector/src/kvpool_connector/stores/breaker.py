@@ -18,7 +18,7 @@ class Breaker:
     def __init__(
         self,
         first_s: float = 0.25,
-        longest_s: float = 5.0,
+        longest_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
