@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvpool_connector.config import ConfigError, ConnectorConfig, OnFailure, format_bytes, load, parse, parse_quantity
+from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes, load, parse, parse_quantity
 from kvpool_connector.log import get_logger
 
 SMALLEST: dict[str, Any] = {"tiers": {"cpu": {"size": "8Gi"}}}
@@ -37,7 +37,6 @@ def test_the_smallest_configuration_is_one_size() -> None:
         "tiers": {"cpu": {"size": 8 << 30, "eviction_policy": "lru"}},
         "remote": None,
         "offload_generated_tokens": True,
-        "on_failure": OnFailure.STOP,
     }
 
 
@@ -102,7 +101,6 @@ def test_a_version_that_is_none(version: object) -> None:
         (SMALLEST | {"tenant": "a b"}, "tenant"),
         (SMALLEST | {"tenant": "a" * 64}, "tenant"),
         (SMALLEST | {"tenant": "a\n"}, "tenant"),
-        (SMALLEST | {"on_failure": "ignore"}, "on_failure"),
         (SMALLEST | {"remote": REMOTE | {"type": "memcached"}}, "remote.type"),
         (SMALLEST | {"remote": REMOTE | {"host": ""}}, "remote.host"),
         (SMALLEST | {"remote": REMOTE | {"port": 70_000}}, "remote.port"),

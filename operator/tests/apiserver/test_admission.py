@@ -63,7 +63,7 @@ def test_a_name_that_no_service_can_have_is_refused(kubectl: Kubectl, name: str)
             "backend": {"memory": "64Mi", "resources": {"limits": {"cpu": 2, "x.example/y": "3"}}},
             "model": {"name": "/models/m", "revision": "main"},
             "engines": [{"name": "a", "podTemplate": {"spec": {"x": 1}}, "env": [{"name": "E", "value": ""}]}, {}],
-            "connector": {"onFailure": "continue", "timeouts": {"lookupMs": 5}},
+            "connector": {"timeouts": {"lookupMs": 5}},
         },
     ],
     ids=["quickstart", "store alone", "tier alone", "external", "everything"],

@@ -6,7 +6,6 @@ A change that an older connector would misread needs a new ``CONFIG_VERSION``; a
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -22,15 +21,6 @@ ByteSize = Annotated[int, BeforeValidator(parse_quantity)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OnFailure(enum.StrEnum):
-    """What happens when the connector cannot start."""
-
-    STOP = "stop"
-    """The engine stops with one clear message. The default: a pool that silently does nothing is a fault."""
-    CONTINUE = "continue"
-    """The engine serves without the cache and says so in its log."""
 
 
 class PoolRef(_Section):
@@ -102,7 +92,6 @@ class ConnectorConfig(_Section):
     offload_generated_tokens: bool = Field(
         True, description="Keep the KV of generated tokens too, so that the next turn of a conversation hits."
     )
-    on_failure: OnFailure = OnFailure.STOP
 
     @model_validator(mode="after")
     def _username_needs_password(self) -> ConnectorConfig:

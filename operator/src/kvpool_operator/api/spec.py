@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from kvpool_connector.config import OnFailure
 from kvpool_operator.api.types import FREE_FORM, ApiModel, ResourceQuantity, Rule, Size, list_field
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -166,9 +165,6 @@ class ConnectorTimeouts(ApiModel):
 class Connector(ApiModel):
     """The part of kvpool that runs inside vLLM."""
 
-    on_failure: OnFailure | None = Field(
-        None, description="When the connector cannot start: stop the engine (default), or continue without the cache."
-    )
     timeouts: ConnectorTimeouts | None = Field(None, description="Absent: the connector's defaults.")
     ttl_seconds: int | None = Field(None, ge=1, le=31_536_000, description="After this the store may forget a block.")
     offload_generated_tokens: bool | None = Field(

@@ -44,8 +44,6 @@ def build(pool: Pool) -> ConnectorConfig:
     }
     if revision and _COMMIT.fullmatch(revision):  # a branch moves, and would make different weights look alike
         content["model_revision"] = revision
-    if connector.on_failure is not None:
-        content["on_failure"] = connector.on_failure
     if connector.offload_generated_tokens is not None:
         content["offload_generated_tokens"] = connector.offload_generated_tokens
     remote = _remote(pool)

@@ -33,13 +33,12 @@ def test_an_external_store(make_pool: MakePool) -> None:
     backend:
       type: Valkey
       external: {host: h.example, port: 7000, database: 3, auth: {secretRef: {name: s, usernameKey: u}}}
-    connector: {ttlSeconds: 60, timeouts: {lookupMs: 7}, onFailure: continue, offloadGeneratedTokens: false}
+    connector: {ttlSeconds: 60, timeouts: {lookupMs: 7}, offloadGeneratedTokens: false}
     """
     config = read(make_pool(spec, external_username="ada"))
     assert config.remote is not None
     assert (config.remote.host, config.remote.port, config.remote.database) == ("h.example", 7000, 3)
     assert (config.remote.username, config.remote.ttl_s, config.remote.timeouts.lookup_ms) == ("ada", 60, 7)
-    assert config.on_failure == "continue"
     assert config.offload_generated_tokens is False
 
 

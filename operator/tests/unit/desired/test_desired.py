@@ -165,7 +165,6 @@ def hash_of(pool: Pool) -> dict[str, str]:
             "connector": st.fixed_dictionaries(
                 {},
                 optional={
-                    "onFailure": st.sampled_from(["stop", "continue"]),
                     "ttlSeconds": st.integers(1, 1000),
                     "timeouts": st.fixed_dictionaries({"fetchMs": st.integers(10, 120_000)}),
                 },
