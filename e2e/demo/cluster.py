@@ -30,7 +30,7 @@ class Cluster:
         self._addresses: dict[EngineName, str] = {}
 
     def __enter__(self) -> Self:
-        self._kubectl = install(self._say)
+        self.kubectl = install(self._say)
         self._children_made()
         self._ready()
         names = sorted(pod["metadata"]["name"] for pod in self._running())
@@ -51,7 +51,7 @@ class Cluster:
 
     def restart_a(self) -> None:
         """The Deployment makes a new Pod; that one is A from then on."""
-        self._kubectl("delete", "pod", self._pods["A"], "-n", NAMESPACE, "--grace-period=1", "--wait=true")
+        self.kubectl("delete", "pod", self._pods["A"], "-n", NAMESPACE, "--grace-period=1", "--wait=true")
         self._ready()
         (self._pods["A"],) = {pod["metadata"]["name"] for pod in self._running()} - {self._pods["B"]}
         self._locate()
@@ -63,8 +63,8 @@ class Cluster:
     def kill_store(self) -> None:
         """The Pod ends at once. The pool is paused, or the operator and the Deployment would have a new one within seconds."""
         self._patch_pool(paused=True)
-        self._kubectl("scale", "-n", NAMESPACE, f"deployment/{POOL}-store", "--replicas=0")
-        self._kubectl("delete", "pod", "-n", NAMESPACE, "-l", _STORE, "--grace-period=0", "--force")
+        self.kubectl("scale", "-n", NAMESPACE, f"deployment/{POOL}-store", "--replicas=0")
+        self.kubectl("delete", "pod", "-n", NAMESPACE, "-l", _STORE, "--grace-period=0", "--force")
 
     def return_store(self) -> None:
         """The operator takes over again and finds its Deployment scaled down by hand."""
@@ -73,7 +73,7 @@ class Cluster:
 
     def look_further(self) -> str:
         """The pool as kubectl shows it, and commands."""
-        view = self._kubectl("get", "kvcachepools", "-n", NAMESPACE)
+        view = self.kubectl("get", "kvcachepools", "-n", NAMESPACE)
         return (
             f"kubectl get kvcachepools -n {NAMESPACE}\n{view}\n"
             'look further:  eval "$(python3 -m e2e.cluster env --name demo)"\n'
@@ -86,7 +86,7 @@ class Cluster:
     def _forget(self) -> None:
         """An earlier demo's blocks would make the cold step warm."""
         self._say("an earlier demo left blocks: store and engines forget them")
-        self._kubectl("delete", "pod", "-n", NAMESPACE, "-l", _STORE, "--grace-period=1", "--wait=true")
+        self.kubectl("delete", "pod", "-n", NAMESPACE, "-l", _STORE, "--grace-period=1", "--wait=true")
         wait_until("Redis is back", self._store_answers, timeout_s=60, poll_s=0.5)
         for engine in ENGINES:
             reset_tiers(self.url(engine))
@@ -97,7 +97,7 @@ class Cluster:
         began = time.monotonic()
         wait_until(
             "the operator makes the engines' Deployment",
-            lambda: self._kubectl(
+            lambda: self.kubectl(
                 "get", "deployment", "-n", NAMESPACE, "-l", _ENGINES, "-o", "name", check=False
             ).strip(),
         )
@@ -110,7 +110,7 @@ class Cluster:
 
         def ready() -> bool:
             nonlocal shown
-            pool = self._kubectl.get("kvcachepool", POOL, "-n", NAMESPACE)
+            pool = self.kubectl.get("kvcachepool", POOL, "-n", NAMESPACE)
             conditions = {c["type"]: c for c in pool.get("status", {}).get("conditions", [])}
             state = conditions.get("Ready", {"status": "Unknown", "message": "not looked at yet"})
             line = f"Ready={state['status']}: {state['message']}"
@@ -130,14 +130,14 @@ class Cluster:
         """Ready engine Pods that are not on their way out."""
         return [
             pod
-            for pod in self._kubectl.get("pods", "-n", NAMESPACE, "-l", _ENGINES)["items"]
+            for pod in self.kubectl.get("pods", "-n", NAMESPACE, "-l", _ENGINES)["items"]
             if "deletionTimestamp" not in pod["metadata"]
             and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         ]
 
     def _locate(self) -> None:
         for engine, name in self._pods.items():
-            pod = self._kubectl.get("pod", name, "-n", NAMESPACE)
+            pod = self.kubectl.get("pod", name, "-n", NAMESPACE)
             self._addresses[engine] = f"http://{pod['status']['podIP']}:8000"
             if not healthy(self._addresses[engine]):
                 raise RuntimeError(
@@ -149,7 +149,7 @@ class Cluster:
 
     def _redis(self, command: str) -> str:
         call = ["exec", "-n", NAMESPACE, f"deployment/{POOL}-store", "--"]
-        return self._kubectl(*call, "redis-cli", "--user", "kvpool", command).strip()
+        return self.kubectl(*call, "redis-cli", "--user", "kvpool", command).strip()
 
     def _store_answers(self) -> bool:
         try:
@@ -159,4 +159,4 @@ class Cluster:
 
     def _patch_pool(self, *, paused: bool) -> None:
         patch = f'{{"spec": {{"paused": {str(paused).lower()}}}}}'
-        self._kubectl("patch", "kvcachepool", POOL, "-n", NAMESPACE, "--type=merge", "-p", patch)
+        self.kubectl("patch", "kvcachepool", POOL, "-n", NAMESPACE, "--type=merge", "-p", patch)

@@ -6,6 +6,7 @@ and an answer of the store that is late on a busy machine is a miss by design, s
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -23,13 +24,36 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def steps() -> Iterator[list[Step]]:
-    """All six, played once."""
+def stage() -> Iterator[Cluster]:
+    """The cluster, the operator, and the quickstart's pool, ready."""
     try:
-        with Cluster(print) as stage:
-            yield Play(stage, print).run()
+        with Cluster(print) as cluster:
+            yield cluster
     finally:
         install.remove()
+
+
+@pytest.fixture(scope="module")
+def steps(stage: Cluster) -> list[Step]:
+    """All six, played once."""
+    return Play(stage, print).run()
+
+
+def test_a_managed_valkey(stage: Cluster) -> None:
+    """Another server behind the same object: its Pod runs and lets the pool's user in."""
+    pool = {
+        "apiVersion": "kvpool.dev/v1alpha1",
+        "kind": "KVCachePool",
+        "metadata": {"name": "valkey", "namespace": install.NAMESPACE},
+        "spec": {"backend": {"type": "Valkey", "memory": "256Mi"}},
+    }
+    where = ("valkey", "-n", install.NAMESPACE)
+    stage.kubectl("apply", "-f", "-", stdin=json.dumps(pool))
+    stage.kubectl("wait", "kvcachepool", *where, "--for=condition=BackendAvailable", "--timeout=60s", timeout_s=70)
+    call = ("exec", "-n", install.NAMESPACE, "deployment/valkey-store", "--", "valkey-cli", "--user", "kvpool")
+    assert stage.kubectl(*call, "ping").strip() == "PONG"
+    assert "valkey_version" in stage.kubectl(*call, "info", "server")
+    stage.kubectl("delete", "kvcachepool", *where, "--wait=true")
 
 
 def test_every_step_gives_the_same_text(steps: list[Step]) -> None:
