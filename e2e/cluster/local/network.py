@@ -18,6 +18,7 @@ from e2e.cluster.local.layout import BRIDGE, CNI_NETWORK, NODE_IP, POD_CIDR, SER
 from e2e.cluster.progress import ClusterError
 
 _QUERY_ID = 0x4B56
+_POD_CHAIN = re.compile(r"CNI-(DN-)?[0-9a-f]+")
 _SETTINGS = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
@@ -88,14 +89,29 @@ def remove(proxy: Path) -> None:
 
 
 def _remove_pod_chains() -> None:
-    """Rules and chains of Pods that ended without the CNI plugin; each rule's comment names our network."""
+    """Rules and chains of Pods that ended without the CNI plugin, or whose plugin was ended half way."""
     try:
-        rules = run(["iptables-save", "-t", "nat"]).splitlines()
+        saved = run(["iptables-save", "-t", "nat"])
     except ClusterError:
         return
-    ours = [rule for rule in rules if rule.startswith("-A ") and f'name: \\"{CNI_NETWORK}\\"' in rule]
-    for rule in ours:
-        succeeds(["iptables", "-t", "nat", "-D", *shlex.split(rule)[1:]])
-    chains = {found[1] for rule in ours if (found := re.search(r"-j (CNI-[0-9a-f]+|CNI-DN-[0-9a-f]+)\b", rule))}
+    rules, chains = pod_chains(saved)
+    for rule in rules:
+        succeeds(["iptables", "-t", "nat", "-D", *rule])
     for chain in chains:
         succeeds(["iptables", "-t", "nat", "-F", chain]) and succeeds(["iptables", "-t", "nat", "-X", chain])
+
+
+def pod_chains(saved: str) -> tuple[list[list[str]], list[str]]:
+    """From `iptables-save -t nat`: the rules to delete (as arguments of `-D`) and the chains to remove.
+
+    A rule is ours when its comment names our network.  A chain is ours when such a rule is in it or leads to it, or
+    when it is empty and nothing leads to it: a plugin that was ended between the two has left it so, and nobody's
+    traffic can pass it.
+    """
+    rules = [shlex.split(line)[1:] for line in saved.splitlines() if line.startswith("-A ")]
+    ours = [rule for rule in rules if any(f'name: "{CNI_NETWORK}"' in word for word in rule)]
+    named = {word for rule in ours for word in rule if _POD_CHAIN.fullmatch(word)}
+    declared = {line[1:].split()[0] for line in saved.splitlines() if line.startswith(":")}
+    used = {word for rule in rules for word in rule}
+    idle = {chain for chain in declared - used if _POD_CHAIN.fullmatch(chain)}
+    return ours, sorted(named | idle)
