@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from e2e.cluster.local.layout import CNI_NETWORK
 from e2e.cluster.local.network import pod_chains
 
 OURS = "CNI-226a28f17e04d9df02966e3d"
@@ -19,7 +20,7 @@ def jump(chain: str, network: str) -> str:
 
 
 def test_rules_and_chains_of_our_network_go_and_those_of_others_stay() -> None:
-    rules, chains = pod_chains(saved(jump(OURS, "kvpool"), jump(OTHERS, "podman"), f"-A {HALF} -j RETURN"))
+    rules, chains = pod_chains(saved(jump(OURS, CNI_NETWORK), jump(OTHERS, "podman"), f"-A {HALF} -j RETURN"))
     assert [rule[-1] for rule in rules] == [OURS]
     assert rules[0][0] == "POSTROUTING"
     assert chains == [OURS]
