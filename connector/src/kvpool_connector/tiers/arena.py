@@ -62,6 +62,10 @@ class Arena:
         """The payload alone, shape (payload_bytes,), writable."""
         return self._rows[slot, HEADER_BYTES : HEADER_BYTES + payload_bytes]
 
+    def row(self, slot: int) -> memoryview:
+        """The whole row, shape (row_bytes,), writable: what direct I/O moves, the padding behind the part included."""
+        return memoryview(self._rows[slot])
+
     def populate(self) -> None:
         """Let the kernel back the memory now, in the background, so that the first hits do not pay for it.
 
