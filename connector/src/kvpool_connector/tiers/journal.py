@@ -89,8 +89,12 @@ class Journal:
         self._thread.start()
 
     def recovered(self) -> list[tuple[bytes, int]]:
-        """Keys and slots at the start, the one stored last at the end. No key and no slot is named twice."""
-        return self._recovered
+        """Keys and slots at the start, the one stored last at the end. No key and no slot is named twice.
+
+        Handed over, not kept: a second call returns nothing.
+        """
+        recovered, self._recovered = self._recovered, []
+        return recovered
 
     def stored(self, key: bytes, slot: int) -> None:
         """The slot holds this key's block from now on, and nothing else."""
