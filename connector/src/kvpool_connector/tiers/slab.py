@@ -122,7 +122,6 @@ class Slab:
             return
         if there:
             logger.info("disk tier: %s was made for other settings or another model: started anew", self._path)
-        note.unlink(missing_ok=True)  # first, so that a file which is only half made is not taken for a whole one
         self._path.unlink(missing_ok=True)
         self._allocate(size)
         note.write_text(json.dumps(made_for))
