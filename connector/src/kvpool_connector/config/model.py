@@ -15,6 +15,10 @@ from kvpool_connector.config.quantity import parse_quantity
 CONFIG_VERSION: Literal[1] = 1
 """What this connector writes and the newest version that it reads."""
 
+EvictionPolicy = Literal["lru"]
+WritePolicy = Literal["write_through", "write_back", "selective"]
+"""At once; when memory needs the room; or when a block is seen for the second time."""
+OnFailure = Literal["stop", "continue"]
 ByteSize = Annotated[int, BeforeValidator(parse_quantity)]
 """Bytes; read from a number or a Kubernetes quantity."""
 
@@ -36,20 +40,38 @@ class CpuTier(_Section):
     size: ByteSize = Field(
         ge=1 << 20, le=1 << 50, description="Bytes for the whole engine, shared equally by its ranks."
     )
-    eviction_policy: Literal["lru"] = Field(default="lru", description="Which block makes room for a new one.")
+    eviction_policy: EvictionPolicy = Field(default="lru", description="Which block makes room for a new one.")
+
+
+class DiskTier(_Section):
+    """Files next to the engine. They outlive the process, and the Pod if the volume does."""
+
+    path: str = Field(
+        min_length=1, description="A directory of this engine alone. An engine that restarts finds its blocks there."
+    )
+    size: ByteSize = Field(
+        ge=1 << 20, le=1 << 60, description="Bytes for the whole engine, shared equally by its ranks; never exceeded."
+    )
+    eviction_policy: EvictionPolicy = Field(default="lru", description="Which block makes room for a new one.")
+    write_policy: WritePolicy = Field(default="write_through", description="When a block is written to the disk.")
 
 
 class Tiers(_Section):
     """Tiers inside the engine's Pod."""
 
     cpu: CpuTier
+    disk: DiskTier | None = Field(default=None, description="Absent: nothing outlives the process but the store.")
 
 
 class Timeouts(_Section):
     """Upper bounds, in milliseconds, on anything that waits for the store. What is late is a miss, never an error."""
 
     lookup_ms: int = Field(
-        default=500, ge=1, le=10_000, description="Whether the store has the keys of a waiting request."
+        default=50,
+        ge=1,
+        le=10_000,
+        description="Whether the store has the keys of a waiting request. A long prompt is given up to 5 % of what "
+        "computing it would take, if that is longer.",
     )
     fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
     put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")
@@ -70,6 +92,7 @@ class RemoteStore(_Section):
     ttl_s: int | None = Field(
         default=None, ge=1, description="Seconds after which the store may forget a part; absent: never."
     )
+    write_policy: WritePolicy = Field(default="write_through", description="When a block is written to the store.")
     timeouts: Timeouts = Timeouts()
 
 
@@ -89,6 +112,26 @@ class ConnectorConfig(_Section):
     )
     tiers: Tiers
     remote: RemoteStore | None = Field(default=None, description="Absent: blocks live in this engine's tiers only.")
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Tokens per stored part, a multiple of vLLM's block size; absent: chosen so that a part is 1-4 MiB.",
+    )
+    admission: Literal["measured", "always"] = Field(
+        default="measured",
+        description="Load from disk or store when measured to be faster than computing, or whenever there is a hit.",
+    )
+    verify_one_in: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of so many requests that hit, one is computed all the same and compared; a difference ends loading.",
+    )
+    on_failure: OnFailure = Field(
+        default="stop",
+        description="What a fault at start does: stop the engine, or let it run without the cache. Where the "
+        "configuration itself cannot be read, KVPOOL_ON_FAILURE or kv_connector_extra_config.on_failure decides.",
+    )
     offload_generated_tokens: bool = Field(
         True, description="Keep the KV of generated tokens too, so that the next turn of a conversation hits."
     )

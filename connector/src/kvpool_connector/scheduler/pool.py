@@ -1,7 +1,11 @@
 """Decisions of the scheduler's half, in vLLM's terms but without vLLM: lookups, loads, stores, failures.
 
-All methods run on the scheduler's thread; nothing is locked and nothing waits. The slot index decides about memory, `Presence`
-about the remote store; this module joins the two and keeps the tickets of running transfers.
+All methods run on the scheduler's thread; nothing is locked and nothing waits. The slot index decides about memory, `DiskIndex`
+about the slabs, `Presence` knows about the remote store, `Admission` says whether a hit is worth loading, `Spills` writes down.
+This module joins them and keeps the tickets of running transfers.
+
+A prompt of 128K tokens has up to 8000 keys, and all its lookups together may take a few milliseconds: hence the local names and
+the arrays by slot instead of objects.
 """
 
 from __future__ import annotations
@@ -11,21 +15,44 @@ import enum
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from kvpool_connector.log import get_logger
+from kvpool_connector.scheduler.admission import Admission
+from kvpool_connector.scheduler.disk import DiskIndex
+from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.spills import DiskTarget, RemoteTarget, Spills, Target, WritePolicy
+from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.scheduler.waiting import WaitingRequests
 from kvpool_connector.tiers.slots import Key, SlotIndex, State
-from kvpool_connector.transfer import Kind, Reports, Ticket, Transfer
+from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Ticket, Tier, Transfer
+
+logger = get_logger(__name__)
 
 MAX_FAILED_LOADS = 2
 """After so many failed loads a request is computed. Ends the loop of lookup, load, failure, lookup."""
+_REMOTE = -1
+"""In place of a slab's slot: the bytes come from the remote store."""
 
 
-class Lookup(enum.Enum):
+class Lookup(enum.IntEnum):
     """vLLM's answers, see ``LookupResult`` in vllm/v1/kv_offload/base.py."""
 
-    HIT = "hit"
-    MISS = "miss"
-    PENDING = "pending"  # being fetched for another request: certain to end by the fetch deadline
-    RETRY = "retry"  # the remote store was asked: certain to end by the lookup deadline
+    MISS = 0
+    HIT = 1
+    PENDING = 2  # being fetched for another request: certain to end by the fetch deadline
+    RETRY = 3  # the remote store was asked: certain to end by the lookup deadline
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lower:
+    """The tiers below memory, as far as they are configured."""
+
+    disk: DiskIndex | None = None
+    disk_policy: WritePolicy = "write_through"
+    presence: Presence | None = None
+    remote_policy: WritePolicy = "write_through"
+    fetch_s: float = 5.0
+    """The longest a fetch may take."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -33,26 +60,44 @@ class _Running:
     transfer: Transfer
     counted: bool = False
     """A failed load counts once, and not at all if its request is finished."""
-    puts_pending: int = 0
-    """Ranks that have not yet reported the end of this store's put."""
-    put_failed: set[int] = dataclasses.field(default_factory=set)
-    generation: int = 0
-    """Of the remote store when the put was asked for."""
 
 
 class Pool:
-    """Index of keys over numbered slots. Owns the slot numbers; the bytes belong to the ranks' arenas."""
+    """Index of keys over numbered slots. Owns the slot numbers; the bytes belong to the ranks' arenas and slabs."""
 
-    def __init__(self, slots: int, world_size: int, presence: Presence | None) -> None:
-        self.index = SlotIndex(slots)
-        self._world_size = world_size
-        self._presence = presence
+    def __init__(
+        self,
+        index: SlotIndex,
+        world_size: int,
+        lower: Lower,
+        admission: Admission,
+        events: Events,
+        verification: Verification | None = None,
+    ) -> None:
+        self.index, self.admission, self.events = index, admission, events
+        self.disk, self._presence, self._verification = lower.disk, lower.presence, verification
+        self._fetch_s = lower.fetch_s
+        targets: list[Target] = []
+        if lower.disk is not None:
+            targets.append(DiskTarget(lower.disk, lower.disk_policy))
+        if lower.presence is not None:
+            targets.append(RemoteTarget(lower.presence, index, lower.remote_policy))
+        self.spills = Spills(index, targets, world_size, self._issue)
+        self._find, self._good, self._hold = index.find, index.good, index.hold
         self._running: dict[Ticket, _Running] = {}
-        self._draining: dict[Ticket, list[int]] = {}  # puts that outlive a reset: their slots, and ranks to wait for
-        self._draining_ranks: Counter[Ticket] = Counter()
         self._load_of: dict[str, Ticket] = {}  # vLLM runs at most one load per request
+        self._store_of: dict[Key, Ticket] = {}  # while the store runs
+        self._reserved: dict[int, int] = {}  # this step's promises: where the bytes of an empty slot are
+        self._tails: dict[str, tuple[Key, int]] = {}  # where the part of a request's chain ends that was offered so far
         self._failed_loads: Counter[str] = Counter()
+        self._waiting = WaitingRequests()
+        self._checked = False  # for answers, in this step
         self._last_ticket: Ticket = 0
+        self._probes: list[Probe] = []
+        self.broken = ""
+        """Why nothing is loaded or stored any more; empty while all is well."""
+        self.counts: Counter[str] = Counter()
+        """What happened, for metrics; the owner takes and clears it."""
 
     # ---- lookup ------------------------------------------------------------------------------------------
 
@@ -62,111 +107,236 @@ class Pool:
         vLLM begins the load in the same step or not at all; in the latter case it looks up again. A pending store is a
         MISS: waiting for it may take longer than computing.
         """
-        if self._failed_loads[req_id] >= MAX_FAILED_LOADS:
-            return Lookup.MISS
-        entry = self.index.get(key)
-        if entry is None:
-            present = self._presence.ask(key) if self._presence else False
-            if present is None:
-                return Lookup.RETRY
-            if not present or self.index.add(key, State.RESERVED) is None:
+        if (self._waiting or self._failed_loads or self.broken) and (
+            answer := self._exception(key, req_id)
+        ) is not None:
+            return answer
+        slot = self._find(key)
+        if slot is None:
+            answer = self._lookup_lower(key)
+        elif self._good[slot]:
+            if self._verification is not None and self._verification.picks(req_id):
                 return Lookup.MISS
-        elif entry.bad or entry.state is State.STORING:
+            self._hold(slot)
+            return Lookup.HIT
+        else:
+            answer = self._lookup_busy(slot)
+        if answer >= Lookup.PENDING:
+            self._waiting.add(req_id)
+        return answer
+
+    def _exception(self, key: Key, req_id: str) -> Lookup | None:
+        """An answer that does not depend on where the key is."""
+        if self.broken or (self._failed_loads and self._failed_loads.get(req_id, 0) >= MAX_FAILED_LOADS):
             return Lookup.MISS
-        elif entry.state is State.FETCHING:
-            return Lookup.PENDING  # two fetches must not share a slot
-        self.index.hold(key)
+        if not self._checked:
+            self._checked = True
+            answered = self._presence is not None and self._presence.take_answers()
+            if self.admission.first_probe_over() or answered:
+                self._waiting.changed()
+        retry = self._waiting.cut_short(req_id, key[-4:])
+        return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
+
+    def _lookup_lower(self, key: Key) -> Lookup:
+        if self.disk is not None and (disk_slot := self.disk.find(key)) is not None:
+            return self._admit(Tier.DISK, key, disk_slot)
+        present = False if self._presence is None else self._presence.ask(key)
+        if present is None:
+            return Lookup.RETRY
+        return self._admit(Tier.REMOTE, key, _REMOTE) if present else Lookup.MISS
+
+    def _lookup_busy(self, slot: int) -> Lookup:
+        state = self.index.state[slot]
+        if state == State.RESERVED:
+            return Lookup.HIT
+        return Lookup.PENDING if state == State.FETCHING else Lookup.MISS  # two fetches must not share a slot
+
+    def _admit(self, tier: Tier, key: Key, source: int) -> Lookup:
+        """A tier below memory has the key: load it?"""
+        unmeasured, allowed = self.admission.unmeasured(tier), self.admission.allows(tier)
+        if (unmeasured or not allowed) and self.admission.wants_probe(tier):
+            self._probes.append(Probe(tier, key, source))
+        if unmeasured:
+            return Lookup.RETRY
+        if not allowed:
+            self.counts[f"{tier.value} hit not admitted"] += 1
+            return Lookup.MISS
+        return self._reserve(key, source)
+
+    def _reserve(self, key: Key, source: int) -> Lookup:
+        evicted: list[tuple[Key, int]] = []
+        slot = self.index.add(key, State.RESERVED, evicted)
+        self._note_evicted(evicted)
+        if slot is None:
+            self.counts["no slot for a hit"] += 1
+            return Lookup.MISS
+        self._reserved[slot] = source
+        self._hold(slot)
         return Lookup.HIT
 
-    def is_remote(self, key: Key) -> bool:
-        """Whether a HIT on this key would be served by the remote store."""
-        entry = self.index.get(key)
-        return entry is not None and entry.state in (State.RESERVED, State.FETCHING)
+    def tier_of(self, key: Key) -> Tier:
+        """Where a key that was a HIT is loaded from."""
+        slot = self._find(key)
+        if slot is None or (source := self._reserved.get(slot, None)) is None:
+            return Tier.MEMORY
+        return Tier.REMOTE if source == _REMOTE else Tier.DISK
 
     def end_step(self) -> None:
         """End of a scheduling step: promises lapse, and the step's questions go out as one batch."""
         self.index.end_step()
-        if self._presence:
+        self._reserved.clear()
+        self._waiting.next_step()
+        self._checked = False
+        if self.disk is not None:
+            self.disk.end_step()
+        if self._presence is not None:
             self._presence.flush()
+        self.spills.make_room()
+
+    def take_orders(self) -> Orders:
+        """What the ranks have to do beside vLLM's jobs. Called when the step's stores are known."""
+        spills, evicted = self.spills.issue()
+        for tier, key in evicted:
+            self.events.removed(tier, [key])
+        probes, self._probes = self._probes, []
+        return Orders(tuple(spills), tuple(probes))
 
     # ---- loads -------------------------------------------------------------------------------------------
 
     def begin_load(self, keys: Sequence[Key], req_id: str) -> Transfer:
         """Pin the slots until :meth:`end_load`. Every key was a HIT in this step."""
-        fetch: list[bool] = []
-        slots: list[int] = []
-        for key in keys:
-            entry = self.index[key]
-            entry.refs += 1
-            fetch.append(entry.state is State.RESERVED)
-            if entry.state is State.RESERVED:
-                entry.state = State.FETCHING
-                entry.remote = self._generation
-            slots.append(entry.slot)
-        self.index.touch(reversed(keys))
-        transfer = Transfer(Kind.LOAD, self._issue(), req_id, tuple(keys), tuple(slots), tuple(fetch))
+        slots: list[int] = [self._find(key) for key in keys]  # type: ignore[misc]
+        from_disk: list[tuple[int, int]] = []
+        from_remote: list[int] = []
+        if self._reserved:
+            for position, slot in enumerate(slots):
+                source = self._reserved.pop(slot, None)
+                if source is None:
+                    continue
+                self.index.set_state(slot, State.FETCHING)
+                if source == _REMOTE:
+                    from_remote.append(position)
+                else:
+                    from_disk.append((position, source))
+            if from_disk:
+                assert self.disk is not None
+                self.disk.pin([slot for _, slot in from_disk])
+        self.index.pin(slots)
+        self.index.touch(slots, new_request=False)  # counted when the request's blocks are offered for storing
+        fetched = len(from_disk) + len(from_remote)
+        self.counts["chunks loaded from memory"] += len(keys) - fetched
+        self.counts["chunks loaded from disk"] += len(from_disk)
+        self.counts["chunks loaded from remote"] += len(from_remote)
+        budget = self.admission.fetch_budget_s(fetched, self._fetch_s) if fetched else 0.0
+        transfer = Transfer(
+            Kind.LOAD, self._issue(), req_id, tuple(keys), tuple(slots), tuple(from_disk), tuple(from_remote), budget
+        )
         self._running[transfer.ticket] = _Running(transfer)
         self._load_of[req_id] = transfer.ticket
         return transfer
 
-    def end_load(self, keys: Collection[Key], req_id: str) -> None:
+    def end_load(self, req_id: str) -> None:
         """All ranks ended the load; what failed was reported before, through :meth:`on_reports`."""
-        self._running.pop(self._load_of.pop(req_id), None)
-        for key in keys:
-            self.index.release(key, now=State.READY)
+        transfer = self._running.pop(self._load_of.pop(req_id)).transfer
+        fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
+        for position in transfer.from_remote:
+            self.index.tag[transfer.slots[position]] = self._presence.generation if self._presence else 0
+        if transfer.from_disk:
+            assert self.disk is not None
+            self.disk.release([slot for _, slot in transfer.from_disk])
+        self.index.release(transfer.slots, State.READY)
+        if fetched:
+            self._waiting.changed()
+            self.events.stored(Tier.MEMORY, [transfer.keys[p] for p in fetched if self._holds(transfer, p)])
+        self._offer(transfer, again=True)
+
+    def _offer(self, transfer: Transfer, *, again: bool) -> None:
+        """Let the lower tiers have what they lack of a transfer's rows."""
+        held = [position for position in range(len(transfer.keys)) if self._holds(transfer, position)]
+        self.spills.offer([transfer.keys[p] for p in held], [transfer.slots[p] for p in held], again=again)
+
+    def _holds(self, transfer: Transfer, position: int) -> bool:
+        """Whether an ended transfer's row is still its key's, and good."""
+        slot = transfer.slots[position]
+        return bool(self._good[slot]) and self._find(transfer.keys[position]) == slot
 
     # ---- stores ------------------------------------------------------------------------------------------
 
-    def begin_store(self, keys: Sequence[Key], req_id: str) -> tuple[Transfer, list[Key]]:
+    def begin_store(self, keys: Sequence[Key], req_id: str) -> Transfer:
         """Give slots to keys that have none, as many as there are, in the order of ``keys``.
 
-        A resident block that the remote store does not hold (it was away, or the put was dropped) is stored once more into
-        its own slot: that brings it back for the other engines without a second mechanism.
-
         Returns:
-            the transfer, perhaps of no keys, and the keys that were evicted for it.
+            the transfer, perhaps of no keys: vLLM then throws it away and never completes it.
         """
-        put = self._presence is not None and self._presence.reachable
-        self.index.touch(reversed(keys))  # before slots are taken, so that a chain is not evicted for its own tail
+        resident = [slot for key in keys if (slot := self._find(key)) is not None and self._good[slot]]
+        self.index.touch(resident, new_request=False)  # first, so that a chain is not evicted for its own tail
+        if self.broken:
+            return Transfer(Kind.STORE, 0, req_id, (), ())
+        compares = self._verification is not None and self._verification.is_picked(req_id)
+        chosen, slots, compared = self._choose(keys, compares=compares)
+        if resident and not compares:
+            self.spills.offer([self.index.key(slot) for slot in resident], resident, again=True)
+        transfer = Transfer(
+            Kind.STORE, self._issue(), req_id, tuple(chosen), tuple(slots), compared=frozenset(compared)
+        )
+        if chosen:
+            self.index.pin(slots)
+            self._running[transfer.ticket] = _Running(transfer)
+            self._store_of.update(dict.fromkeys(chosen, transfer.ticket))
+        self._touch_chain(keys, req_id)
+        return transfer
+
+    def _touch_chain(self, keys: Sequence[Key], req_id: str) -> None:
+        """A further part of the request's chain was used: it belongs behind the part before it."""
+        chain = [slot for key in keys if (slot := self._find(key)) is not None]
+        if not chain:
+            return
+        tail = self._tails.get(req_id)
+        after = None if tail is None or self._find(tail[0]) != tail[1] else tail[1]
+        self.index.touch(chain, after=after)
+        self._tails[req_id] = (self.index.key(chain[-1]), chain[-1])
+
+    def _choose(self, keys: Sequence[Key], *, compares: bool) -> tuple[list[Key], list[int], list[int]]:
+        """Keys to store, their slots, and which positions hold the block already and are compared."""
         chosen: list[Key] = []
         slots: list[int] = []
-        evicted: list[Key] = []
+        compared: list[int] = []
+        evicted: list[tuple[Key, int]] = []
         for key in keys:
-            entry = self.index.get(key)
-            if entry is None:
-                entry = self.index.add(key, State.STORING, evicted)
-                if entry is None:
+            slot = self._find(key)
+            if slot is None:
+                slot = self.index.add(key, State.STORING, evicted)
+                if slot is None:
+                    self.counts["no slot for a store"] += 1
                     break
-            elif put and entry.evictable and entry.remote != self._generation:
-                entry.state = State.STORING
+            elif compares and self._good[slot]:
+                compared.append(len(chosen))
             else:
                 continue
-            entry.refs += 2 if put else 1  # one for the store, one for the put that reads the slot afterwards
             chosen.append(key)
-            slots.append(entry.slot)
-        transfer = Transfer(Kind.STORE, self._issue(), req_id, tuple(chosen), tuple(slots), put=put)
-        if chosen:  # vLLM throws an empty store away and never completes it
-            self._running[transfer.ticket] = _Running(
-                transfer, puts_pending=self._world_size if put else 0, generation=self._generation
-            )
-            for key in chosen:
-                self.index[key].ticket = transfer.ticket
-            self.index.touch(reversed(chosen))
-        return transfer, evicted
+            slots.append(slot)
+        self._note_evicted(evicted)
+        return chosen, slots, compared
 
     def end_store(self, keys: Collection[Key]) -> None:
         """All ranks hold the bytes, or reported a failure before: readable from now on."""
-        for key in keys:
-            entry = self.index[key]  # the store held a reference
-            running = self._running.get(entry.ticket)
-            if running is not None and not running.transfer.put:  # else the end of the put ends the ticket
-                del self._running[entry.ticket]
-            self.index.release(key, now=State.READY)
+        tickets = {self._store_of.pop(key) for key in keys}
+        for ticket in tickets:  # one
+            transfer = self._running.pop(ticket).transfer
+            self.index.release(transfer.slots, State.READY)
+            stored = [
+                key
+                for position, key in enumerate(transfer.keys)
+                if position not in transfer.compared and self._holds(transfer, position)
+            ]
+            self.counts["chunks stored"] += len(stored)
+            self.events.stored(Tier.MEMORY, stored)
+            self._offer(transfer, again=False)
 
     # ---- reports of the ranks ----------------------------------------------------------------------------
 
     def on_reports(self, reports: Reports) -> None:
-        """Take failures and ended puts.
+        """Take failures and ended spills.
 
         Must be called BEFORE vLLM sees the completions of the same worker output, so that :meth:`end_load` and
         :meth:`end_store` already know what failed.
@@ -175,79 +345,108 @@ class Pool:
             running = self._running.get(ticket)
             if running is not None:  # else from before a reset
                 self._on_failed(running, positions)
-        for ticket, ranks in reports.puts.items():
-            if ticket in self._draining:
-                self._on_drained(ticket, len(ranks))
-            elif ticket in self._running:
-                self._on_put(ticket, ranks)
+        for positions in reports.differed.values():
+            self._on_difference(len(positions))
+        for ticket, ranks in reports.spilled.items():
+            stale = self.spills.is_stale(ticket)
+            spill = self.spills.on_report(ticket, ranks)
+            if spill is None:
+                continue
+            if stale and self.disk is not None:
+                self.disk.give_back(spill.disk_slots)
+            elif not stale:
+                self.events.stored(spill.tier, spill.keys)
+        for sample in reports.samples:
+            self.admission.read(sample.tier, sample.nbytes, sample.seconds)
+        self.counts.update(reports.counts)
+        if reports.broken:
+            self.close_down(reports.broken)
+        if reports:
+            self._waiting.changed()
 
     def _on_failed(self, running: _Running, positions: Collection[int]) -> None:
         transfer = running.transfer
+        disk_slots = dict(transfer.from_disk)
         for position in positions:
-            key = transfer.keys[position]
-            entry = self.index.get(key)
-            if entry is not None:
-                entry.bad = True
-            if self._presence:
+            key, slot = transfer.keys[position], transfer.slots[position]
+            if self._find(key) == slot:
+                self.index.condemn(slot)
+            if position in disk_slots:
+                if self.disk is not None and self.disk.forget(key, disk_slots[position]):
+                    self.events.removed(Tier.DISK, [key])
+            elif self._presence is not None:
                 self._presence.believe(key, False)
         if transfer.kind is Kind.LOAD and not running.counted:
             running.counted = True
             self._failed_loads[transfer.req_id] += 1
 
-    def _on_put(self, ticket: Ticket, ranks: Sequence[set[int]]) -> None:
-        running = self._running[ticket]
-        running.puts_pending -= len(ranks)
-        running.put_failed.update(*ranks)
-        if running.puts_pending:
-            return
-        del self._running[ticket]
-        for position, key in enumerate(running.transfer.keys):
-            entry = self.index[key]  # the put held a reference
-            if position not in running.put_failed:
-                entry.remote = running.generation
-            self.index.release(key)
+    def _on_difference(self, count: int) -> None:
+        """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted."""
+        self.counts["verification mismatch"] += count
+        self.close_down(f"verification: {count} recomputed chunks differ from the cached ones")
 
-    def _on_drained(self, ticket: Ticket, ranks: int) -> None:
-        self._draining_ranks[ticket] -= ranks
-        if self._draining_ranks[ticket] == 0:
-            del self._draining_ranks[ticket]
-            self.index.give_back(self._draining.pop(ticket))
+    def close_down(self, why: str) -> None:
+        """Answer every lookup with a miss and store nothing, until :meth:`reset`. Says so, loudly."""
+        if not self.broken:
+            self.broken = why
+            logger.error(
+                "kvpool loads and stores nothing from now on: %s. Resetting the external cache starts anew", why
+            )
 
     # ---- life cycle --------------------------------------------------------------------------------------
 
     def forget_request(self, req_id: str) -> None:
         """The request is finished; its load, if any, still ends through :meth:`end_load`."""
         self._failed_loads.pop(req_id, None)
+        self._tails.pop(req_id, None)
+        self._waiting.forget(req_id)
+        if self._verification is not None:
+            self._verification.forget(req_id)
         running = self._running.get(self._load_of.get(req_id, 0))
         if running is not None:
             running.counted = True  # or a failure that comes now would be remembered for ever
 
     @property
-    def busy(self) -> bool:
-        """Puts are running: only an engine step brings the report that frees their slots."""
-        return bool(self._draining) or any(running.puts_pending for running in self._running.values())
-
-    def reset(self) -> None:
-        """Forget every key. vLLM makes the ranks wait for running loads and stores before a slot is used again; puts are
-        not vLLM's, so their slots stay taken until the ranks report them."""
-        for ticket, running in self._running.items():
-            if running.puts_pending:
-                self._draining[ticket] = list(running.transfer.slots)
-                self._draining_ranks[ticket] = running.puts_pending
-        self._running.clear()
-        self._load_of.clear()
-        self.index.clear(keep=[slot for slots in self._draining.values() for slot in slots])
-        if self._presence:
-            self._presence.forget()
-
-    def close(self) -> None:
-        """End the presence thread."""
-        if self._presence:
-            self._presence.close()
+    def store_reachable(self) -> bool | None:
+        """Whether the remote store answered last time; None without one."""
+        return None if self._presence is None else self._presence.reachable
 
     @property
-    def _generation(self) -> int:
-        return self._presence.generation if self._presence else 0
+    def busy(self) -> bool:
+        """Only engine steps bring spills and probes to their end."""
+        return self.spills.busy or bool(self._probes)
+
+    def reset(self) -> None:
+        """Forget every key in memory and on disk; the remote store keeps its parts, other engines use them.
+
+        vLLM makes the ranks wait for running loads and stores before a slot is used again; spills are not vLLM's, so their
+        rows stay taken until the ranks report them.
+        """
+        running = self.spills.reset()
+        self._running.clear()
+        self._load_of.clear()
+        self._store_of.clear()
+        self._reserved.clear()
+        self.events.removed(Tier.MEMORY, [key for key, _ in self.index])
+        self.index.clear(keep=[slot for spill in running for slot in spill.slots])
+        if self.disk is not None:
+            self.disk.clear(writing=[slot for spill in running for slot in spill.disk_slots])
+        if self._presence is not None:
+            self._presence.forget()
+        self._waiting.changed()
+        self.broken = ""
+
+    def close(self) -> None:
+        """End the threads of presence and journal."""
+        if self._presence is not None:
+            self._presence.close()
+        if self.disk is not None:
+            self.disk.close()
+
+    def _note_evicted(self, evicted: Sequence[tuple[Key, int]]) -> None:
+        if evicted:
+            self.counts["memory evicted"] += len(evicted)
+            self.events.removed(Tier.MEMORY, [key for key, _ in evicted])
 
     def _issue(self) -> Ticket:
         self._last_ticket += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import queue
 import threading
 import time
@@ -41,7 +42,7 @@ class Presence:
         store: Store,
         *,
         names: Callable[[Key], Iterable[bytes]],
-        timeout_s: float,
+        timeout_s: Callable[[int], float],
         patience_s: float,
         greeting: tuple[bytes, bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -49,13 +50,13 @@ class Presence:
         """Args:
         store: used by the presence thread only.
         names: the names of all ranks' parts of a key; a key is present only if all of them are.
-        timeout_s: after this an unanswered question is a miss for the request that asked.
-        patience_s: after this the store is taken for lost. Longer than ``timeout_s``: an answer that is merely late is
+        timeout_s: by number of questions in a batch: after this an unanswered one is a miss for the request that asked.
+        patience_s: after this the store is taken for lost. Longer than the time-out: an answer that is merely late is
             still good for the next request, and no reason to close the connection.
         greeting: a name and a value to store once per connection, unless the name is there: the identity document.
         """
         self._store, self._names, self._clock = store, names, clock
-        self._timeout_s, self._patience_s = timeout_s, max(timeout_s, patience_s)
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         self._verdicts: dict[Key, _Verdict] = {}
         self._pending: list[Key] = []
         self._questions: queue.SimpleQueue[tuple[float, list[Key]] | None] = queue.SimpleQueue()
@@ -81,8 +82,7 @@ class Presence:
 
     def ask(self, key: Key) -> bool | None:
         """Present, absent, or None: not known yet, ask again in the next step (bounded by the deadline)."""
-        while not self._answers.empty():
-            self.believe(*self._answers.get())
+        self.take_answers()
         now = self._clock()
         verdict = self._verdicts.get(key)
         if verdict is not None and now < verdict.until:
@@ -93,9 +93,17 @@ class Presence:
             return False
         if not self._reachable:
             return False  # the heartbeat finds out when that changes
-        self._verdicts[key] = _Verdict(None, now + self._timeout_s)
+        self._verdicts[key] = _Verdict(None, math.inf)  # the batch gets its deadline when it is sent
         self._pending.append(key)
         return None
+
+    def take_answers(self) -> bool:
+        """Note what the thread found out meanwhile. True if there was anything."""
+        if self._answers.empty():
+            return False
+        while not self._answers.empty():
+            self.believe(*self._answers.get())
+        return True
 
     def _count_late(self, now: float) -> None:
         """Never silent: what is given up here is computed although the store may have it."""
@@ -103,8 +111,8 @@ class Presence:
         if now >= self._tell_at:
             self._tell_at = now + _TELL_EVERY_S
             logger.warning(
-                "the store did not say within %.0f ms what it holds; those blocks are computed (%d given up so far)",
-                self._timeout_s * 1e3, self.late,
+                "the store did not say in time what it holds (at least %.0f ms); those blocks are computed "
+                "(%d given up so far)", self._timeout_s(1) * 1e3, self.late,
             )  # fmt: skip
 
     def believe(self, key: Key, present: bool) -> None:
@@ -114,8 +122,12 @@ class Presence:
         self._verdicts[key] = _Verdict(present, self._clock() + BELIEVED_S[present])
 
     def flush(self) -> None:
-        """Send the questions of this step as one batch."""
+        """Send the questions of this step as one batch, with one deadline."""
         if self._pending:
+            until = self._clock() + self._timeout_s(len(self._pending))
+            for key in self._pending:
+                if (verdict := self._verdicts.get(key)) is not None and verdict.present is None:
+                    verdict.until = until
             self._questions.put((time.monotonic() + self._patience_s, self._pending))
             self._pending = []
 

@@ -1,37 +1,49 @@
-"""The class that vLLM loads: its stock OffloadingConnector over our spec, plus a channel for failures.
+"""The class that vLLM loads: its stock OffloadingConnector over our spec, plus a channel for orders and failures.
 
-One instance lives in the scheduler's process, one in every worker process. They share no memory: failures and ended puts
-ride on the worker metadata that the stock code sends with every step's output. Everything else (hybrid groups, sliding windows,
+One instance lives in the scheduler's process, one in every worker process. They share no memory: orders ride on the metadata of
+each step, failures and ended spills on the worker metadata that comes back. Everything else (hybrid groups, sliding windows,
 preemption, fences, resets) is the stock scheduler half.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingConnectorMetadata,
+    OffloadingWorkerMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvpool_connector import config as kvpool_config
 from kvpool_connector.log import get_logger
-from kvpool_connector.transfer import Reports
-from kvpool_connector.vllm.facts import engine_facts
+from kvpool_connector.transfer import Orders, Reports
+from kvpool_connector.vllm.inert import StopOrContinue
 from kvpool_connector.vllm.manager import KVPoolManager
-from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
+from kvpool_connector.vllm.prepare import SPEC, prepare
 from kvpool_connector.vllm.worker import KVPoolWorker
 
 if TYPE_CHECKING:
-    from vllm.config import KVTransferConfig, VllmConfig
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
 
 logger = get_logger(__name__)
+
+
+@dataclasses.dataclass
+class KVPoolMetadata(OffloadingConnectorMetadata):
+    """One step's work for the ranks: the stock jobs, and ours."""
+
+    orders: Orders = dataclasses.field(default_factory=Orders)
 
 
 @dataclasses.dataclass
@@ -48,20 +60,24 @@ class KVPoolWorkerMetadata(OffloadingWorkerMetadata):
         return KVPoolWorkerMetadata(merged.completed_jobs, merged.transfer_stats, self.reports.merge(other.reports))
 
 
-class KVPoolConnector(OffloadingConnector):
-    """Four overrides; see the module's text."""
+class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
+    """Few overrides; see the module's text."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         """Raises:
-        ValueError: configuration, weights or layout cannot be used; one message that names the setting to change. vLLM
-            stops then: a pool that silently does nothing is a fault.
+        ConfigError: configuration, weights or layout cannot be used; one message that names the setting to change. vLLM
+            stops then, unless ``on_failure`` says otherwise: a pool that silently does nothing is a fault.
         """
-        transfer = vllm_config.kv_transfer_config
-        assert transfer is not None
-        _prepare(transfer, vllm_config)
+        prepare(vllm_config, kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
 
     # ---- worker process, main thread ---------------------------------------------------------------------
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Called in every step, with or without a forward pass: orders ride along."""
+        super().start_load_kv(forward_context, **kwargs)
+        if isinstance(self._connector_metadata, KVPoolMetadata) and self._connector_metadata.orders:
+            self._worker.mover.order(self._connector_metadata.orders)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Completed loads, and which of them failed. One poll of the mover feeds both."""
@@ -81,12 +97,28 @@ class KVPoolConnector(OffloadingConnector):
 
     # ---- scheduler process, scheduler thread -------------------------------------------------------------
 
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVPoolMetadata:
+        """The stock jobs of this step, and our orders."""
+        self._manager.step_begins(scheduler_output.total_num_scheduled_tokens)
+        stock = super().build_connector_meta(scheduler_output)
+        assert isinstance(stock, OffloadingConnectorMetadata)
+        return KVPoolMetadata(stock.load_jobs, stock.store_jobs, stock.jobs_to_flush, self._manager.take_orders())
+
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Reports first: the parent then completes the same transfers."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KVPoolWorkerMetadata):
             self._manager.on_reports(meta.reports)
         super().update_connector_output(connector_output)
+
+    # ---- front end ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> KVConnectorPromMetrics:
+        """In the front end's process nobody has told vLLM's factory yet whose metrics these are."""
+        assert vllm_config.kv_transfer_config is not None
+        vllm_config.kv_transfer_config.kv_connector_extra_config |= SPEC
+        return super().build_prom_metrics(vllm_config, *args, **kwargs)
 
     # ---- our halves inside the stock objects -------------------------------------------------------------
 
@@ -102,20 +134,3 @@ class KVPoolConnector(OffloadingConnector):
         manager = self.scheduler.manager
         assert isinstance(manager, KVPoolManager)
         return manager
-
-
-def _prepare(transfer: KVTransferConfig, vllm_config: VllmConfig) -> None:
-    """Read our configuration and leave it where vLLM's factory and our spec look for it."""
-    extra = transfer.kv_connector_extra_config
-    if transfer.kv_load_failure_policy != "recompute":
-        logger.warning(
-            "kv_load_failure_policy is %r: a request whose load fails ends with an error; set it to 'recompute'",
-            transfer.kv_load_failure_policy,
-        )
-    config = kvpool_config.load(extra)
-    transfer.kv_connector_extra_config = extra | {
-        "spec_name": "KVPoolSpec",
-        "spec_module_path": "kvpool_connector.vllm.spec",
-        "offload_prompt_only": not config.offload_generated_tokens,
-        EXTRA_KEY: Settings(config, engine_facts(vllm_config, config)),
-    }

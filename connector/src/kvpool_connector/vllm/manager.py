@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable
 
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
+    Locality,
     LookupResult,
+    Medium,
+    OffloadingEvent,
     OffloadingManager,
     OffloadKey,
     OffloadPolicy,
@@ -17,12 +22,11 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kvpool_connector.identity import canonical, document_name
 from kvpool_connector.log import get_logger
-from kvpool_connector.scheduler.pool import Lookup, Pool
-from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.stores import Breaker
-from kvpool_connector.transfer import Reports
+from kvpool_connector.scheduler.pool import Lookup
+from kvpool_connector.transfer import Orders, Reports, Tier
+from kvpool_connector.vllm.build import build_pool
+from kvpool_connector.vllm.metrics import collect
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec
 
 logger = get_logger(__name__)
@@ -33,38 +37,41 @@ _RESULTS = {
     Lookup.PENDING: LookupResult.HIT_PENDING,
     Lookup.RETRY: LookupResult.RETRY,
 }
+_BY_NUMBER = [_RESULTS[lookup] for lookup in sorted(_RESULTS)]
+_SOURCES = {
+    Tier.MEMORY: CacheHitSource.HOST,
+    Tier.DISK: CacheHitSource.DISK,
+    Tier.REMOTE: CacheHitSource.EXTERNAL_UNSPECIFIED,
+}
+_MEDIA = {
+    Tier.MEMORY: (Medium.CPU, Locality.LOCAL),
+    Tier.DISK: (Medium.STORAGE, Locality.LOCAL),
+    Tier.REMOTE: (Medium.STORAGE, Locality.REMOTE),
+}
+_STATS_EVERY_S = 1.0
 
 
 class KVPoolManager(OffloadingManager):
     """All methods run on the scheduler's thread and return at once; see :class:`Pool` for what they decide."""
 
     def __init__(self, spec: KVPoolSpec) -> None:
+        """Raises:
+        ConfigError: the disk tier's folder cannot be used.
+        """
         self._identity = spec.identity
-        world_size = spec.config.parallel.world_size
-        presence: Presence | None = None
-        if spec.settings.remote is not None:
-            timeouts = spec.settings.remote.timeouts
-            presence = Presence(
-                spec.connect(Breaker()),
-                names=lambda key: [spec.part_name(rank, key) for rank in range(world_size)],
-                timeout_s=timeouts.lookup_ms / 1000,
-                patience_s=timeouts.connect_ms / 1000,
-                greeting=(document_name(spec.identity), canonical(spec.document)),
-            )
-        self.pool = Pool(spec.slots, world_size, presence)
+        self.pool = build_pool(spec)
+        self._lookup = self.pool.lookup
+        self._stats_at = 0.0
+        self._step_began: tuple[float, int] | None = None
         logger.info("kvpool: %s", spec.describe())
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """See :meth:`Pool.lookup`."""
-        return _RESULTS[self.pool.lookup(key, req_context.req_id)]
+        return _BY_NUMBER[self._lookup(key, req_context.req_id)]
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
-        """Host memory or the remote store, for vLLM's metrics."""
-        return CacheHitSource.EXTERNAL_UNSPECIFIED if self.pool.is_remote(key) else CacheHitSource.HOST
-
-    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        """Used on the device: keep them here, too."""
-        self.pool.index.touch(reversed(list(keys)))
+        """The tier, for vLLM's metrics."""
+        return _SOURCES[self.pool.tier_of(key)]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """See :meth:`Pool.begin_load`."""
@@ -72,7 +79,7 @@ class KVPoolManager(OffloadingManager):
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """See :meth:`Pool.end_load`."""
-        self.pool.end_load(keys, req_context.req_id)
+        self.pool.end_load(req_context.req_id)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """REQUEST_LEVEL: every chunk is offered to `prepare_store`, so what failed to load is stored again."""
@@ -80,11 +87,11 @@ class KVPoolManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         """See :meth:`Pool.begin_store`."""
-        transfer, evicted = self.pool.begin_store(list(keys), req_context.req_id)
+        transfer = self.pool.begin_store(list(keys), req_context.req_id)
         return PrepareStoreOutput(
             keys_to_store=[OffloadKey(key) for key in transfer.keys],
             store_spec=TransferSpec(transfer, self._identity),
-            evicted_keys=[OffloadKey(key) for key in evicted],
+            evicted_keys=[],  # read by nobody in vLLM 0.32; what went is told through `take_events`
         )
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
@@ -95,6 +102,19 @@ class KVPoolManager(OffloadingManager):
         """Called by the connector before vLLM's code sees the completions of the same worker output."""
         self.pool.on_reports(reports)
 
+    def take_orders(self) -> Orders:
+        """Called by the connector when the step's stores are known."""
+        return self.pool.take_orders()
+
+    def step_begins(self, tokens: int) -> None:
+        """The engine is about to compute so many tokens. Steps follow each other without a pause while there is work, so the
+        time between two of them is what the first one took."""
+        now = time.monotonic()
+        if self._step_began is not None:
+            began, previous = self._step_began
+            self.pool.admission.computed(previous, now - began)
+        self._step_began = (now, tokens)
+
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """See :meth:`Pool.end_step`."""
         self.pool.end_step()
@@ -104,13 +124,27 @@ class KVPoolManager(OffloadingManager):
         self.pool.forget_request(req_context.req_id)
 
     def has_pending_work(self) -> bool:
-        """Keep the engine stepping while puts run."""
+        """Keep the engine stepping while spills run."""
         return self.pool.busy
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        """What the tiers gained and lost."""
+        for change in self.pool.events.take():
+            medium, locality = _MEDIA[change.tier]
+            yield OffloadingEvent([OffloadKey(key) for key in change.keys], medium, change.removed, locality=locality)
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        """Counters and gauges; not in every step, which would cost more than it tells."""
+        now = time.monotonic()
+        if now < self._stats_at:
+            return None
+        self._stats_at = now + _STATS_EVERY_S
+        return collect(self.pool, OffloadingConnectorStats())
 
     def reset_cache(self) -> None:
         """See :meth:`Pool.reset`. The remote store keeps its parts: other engines use them."""
         self.pool.reset()
 
     def shutdown(self) -> None:
-        """End the presence thread."""
+        """End the threads of presence and journal."""
         self.pool.close()

@@ -10,13 +10,14 @@ from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     LoadStoreSpec,
     OffloadingManager,
+    OffloadingMetricMetadata,
     OffloadingSpec,
     OffloadingWorker,
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvpool_connector import identity
-from kvpool_connector.config import ConnectorConfig, RemoteStore, format_bytes
+from kvpool_connector.config import ConfigError, ConnectorConfig, RemoteStore, format_bytes
 from kvpool_connector.format import part_name
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Breaker, Store
@@ -28,6 +29,8 @@ logger = get_logger(__name__)
 
 EXTRA_KEY = "kvpool.settings"
 """Where the connector leaves `Settings` for the spec: vLLM hands a spec nothing but the extra configuration."""
+SPARE_ROWS = 2
+"""Rows of an arena beyond the slots: for comparisons and for probes. Part of the tier's byte budget."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +54,37 @@ class KVPoolSpec(OffloadingSpec):
 
     def __init__(self, config: OffloadingConfig) -> None:
         """Raises:
-        ValueError: a layout or a size that the connector cannot serve; the message names the setting to change.
+        ConfigError: a size that the connector cannot serve; the message names the setting to change.
         """
         super().__init__(config)
         settings = config.extra_config.get(EXTRA_KEY)
         if not isinstance(settings, Settings):
-            raise ValueError("KVPoolSpec is built by KVPoolConnector: set kv_connector to KVPoolConnector")
-        if self.blocks_per_chunk != 1:
-            raise ValueError(
-                "kv_connector_extra_config: remove block_size and blocks_per_chunk, kvpool moves single blocks"
-            )
-        if config.replicated_layout:
-            raise ValueError(
-                "MLA with tensor parallelism replicates KV over ranks, which kvpool does not serve yet: use TP 1"
-            )
+            raise ConfigError("KVPoolSpec is built by KVPoolConnector: set kv_connector to KVPoolConnector")
         self.settings = settings.config
         self.document = settings.facts | layout_facts(config)
         self.identity = identity.digest(self.document)
-        self.row_bytes = row_bytes_for(config.worker_kv_bytes_per_block)
-        size = self.settings.tiers.cpu.size
-        self.slots = size // config.parallel.world_size // self.row_bytes
-        if self.slots == 0:
-            raise ValueError(
-                f"tiers.cpu.size is {format_bytes(size)}, but one block needs {format_bytes(self.row_bytes)} on each of "
-                f"{config.parallel.world_size} ranks: raise it"
+        self.chunk_bytes = config.worker_kv_bytes_per_block * self.blocks_per_chunk
+        self.row_bytes = row_bytes_for(self.chunk_bytes)
+        self.slots = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 1) - SPARE_ROWS
+        disk = self.settings.tiers.disk
+        self.disk_slots = 0 if disk is None else self._rows_of("tiers.disk.size", disk.size, 1)
+
+    def _rows_of(self, field: str, size: int, least: int) -> int:
+        world_size = self.config.parallel.world_size
+        rows = size // world_size // self.row_bytes
+        if rows < least:
+            raise ConfigError(
+                f"{field}: {format_bytes(size)} is too small: {least} chunks of {format_bytes(self.row_bytes)} on each of "
+                f"{world_size} ranks need {format_bytes(least * self.row_bytes * world_size)}"
             )
+        return rows
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:  # noqa: ARG003 - vLLM calls it so
+        """What `KVPoolManager.get_stats` may tell."""
+        from kvpool_connector.vllm.metrics import DEFINITIONS
+
+        return DEFINITIONS
 
     def part_name(self, rank: int, key: bytes) -> bytes:
         """The name of a rank's part of a key."""
@@ -96,20 +105,25 @@ class KVPoolSpec(OffloadingSpec):
         """This rank's half.
 
         Raises:
-            ValueError: KV memory on a device that the connector cannot copy from.
+            ConfigError: KV memory on a device that the connector cannot copy from, a folder that it cannot use.
         """
-        from kvpool_connector.vllm.worker import KVPoolWorker
+        from kvpool_connector.vllm.worker import make_worker
 
-        return KVPoolWorker(self, kv_caches)
+        return make_worker(self, kv_caches)
 
     def describe(self) -> str:
         """One line for the log: what this engine's tiers can hold."""
-        remote = self.settings.remote
-        tokens = self.slots * min(self.tokens_per_block)
+        tiers, remote = self.settings.tiers, self.settings.remote
+        tokens = min(self.tokens_per_block) * self.blocks_per_chunk
+        disk = (
+            ""
+            if tiers.disk is None
+            else f"; disk tier of {format_bytes(tiers.disk.size)} in {tiers.disk.path}: {self.disk_slots} chunks"
+        )
         where = "no remote store" if remote is None else f"{remote.type} at {remote.host}:{remote.port}"
         return (
-            f"memory tier of {format_bytes(self.settings.tiers.cpu.size)}: {self.slots} blocks of "
-            f"{format_bytes(self.config.worker_kv_bytes_per_block)} per rank, about {tokens} tokens; {where}; "
+            f"chunks of {tokens} tokens, {format_bytes(self.chunk_bytes)} per rank; memory tier of "
+            f"{format_bytes(tiers.cpu.size)}: {self.slots} chunks, about {self.slots * tokens} tokens{disk}; {where}; "
             f"identity {self.identity}"
         )
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from vllm.v1.kv_offload.base import CanonicalKVCaches, GPULoadStoreSpec, LoadStoreSpec, OffloadingWorker, TransferResult
 
+from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Breaker
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
+from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Transfer
-from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec, device_of
-from kvpool_connector.worker.device.base import Block, Device, Page
+from kvpool_connector.vllm.spec import SPARE_ROWS, KVPoolSpec, TransferSpec, device_of
+from kvpool_connector.worker.device.base import Chunk, Device, Page
 from kvpool_connector.worker.device.cpu import CpuDevice
-from kvpool_connector.worker.mover import Mover, Remote
+from kvpool_connector.worker.lower import Remote
+from kvpool_connector.worker.mover import Mover, Parts
+from kvpool_connector.worker.null import NullMover
 
 logger = get_logger(__name__)
 
@@ -25,41 +31,23 @@ class KVPoolWorker(OffloadingWorker):
 
     live: ClassVar[KVPoolWorker | None] = None
 
-    def __init__(self, spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> None:
+    def __init__(self, spec: KVPoolSpec, mover: Mover | NullMover) -> None:
         """Raises:
         RuntimeError: a second registration in one process. vLLM keeps one worker connector per process; a second
             engine's blocks would be copied from the first one's memory.
-        ValueError: KV memory that the connector cannot copy.
         """
-        if KVPoolWorker.live is not None:
-            raise RuntimeError(
-                "kvpool: KV memory was registered in this process before; run each engine in a process of its own"
-            )
-        self._identity = spec.identity
-        rank = spec.config.parallel.rank
-        device = make_device(kv_caches)
-        if row_bytes_for(max(device.payload_bytes)) > spec.row_bytes:
-            raise ValueError(f"a block of {max(device.payload_bytes)} bytes does not fit a row of {spec.row_bytes}")
-        arena = Arena(spec.slots, spec.row_bytes)
-        device.adopt(arena)
-        arena.populate()
-        self.mover = Mover(
-            device=device,
-            arena=arena,
-            identity=spec.identity,
-            name=lambda key: spec.part_name(rank, key),
-            remote=_remote(spec),
-        )
+        self._identity, self._blocks_per_chunk = spec.identity, spec.blocks_per_chunk
+        self.mover = mover
         KVPoolWorker.live = self
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         """Queue a store."""
-        self.mover.store(job_id, self._transfer(dst_spec), blocks_of(src_spec))
+        self.mover.store(job_id, self._transfer(dst_spec), chunks_of(src_spec, self._blocks_per_chunk))
         return True
 
     def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
         """Queue a load."""
-        self.mover.load(job_id, self._transfer(src_spec), blocks_of(dst_spec))
+        self.mover.load(job_id, self._transfer(src_spec), chunks_of(dst_spec, self._blocks_per_chunk))
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -83,17 +71,73 @@ class KVPoolWorker(OffloadingWorker):
         return spec.transfer
 
 
-def blocks_of(spec: GPULoadStoreSpec) -> list[Block]:
-    """(group, block id) of each key: vLLM lists keys and blocks of a job in the same order, group by group."""
-    groups = [group for group, size in enumerate(spec.group_sizes) for _ in range(size)]
-    return list(zip(groups, spec.block_ids.tolist(), strict=True))
+def make_worker(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> KVPoolWorker:
+    """This rank's half, or where that cannot be had and ``on_failure`` is "continue", one that fails every job.
+
+    Raises:
+        ConfigError: KV memory that the connector cannot copy, a folder that it cannot use.
+        RuntimeError: KV memory was registered in this process before.
+    """
+    if KVPoolWorker.live is not None:
+        raise RuntimeError(
+            "kvpool: KV memory was registered in this process before; run each engine in a process of its own"
+        )
+    try:
+        return KVPoolWorker(spec, _make_mover(spec, kv_caches))
+    except (ValueError, OSError) as error:
+        if spec.settings.on_failure == "stop":
+            raise
+        logger.error("kvpool cannot start on rank %d, the engine runs without it: %s", spec.config.parallel.rank, error)
+        return KVPoolWorker(spec, NullMover(str(error)))
+
+
+def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
+    rank, tier = spec.config.parallel.rank, spec.settings.tiers.disk
+    device = make_device(kv_caches)
+    largest = max(device.block_bytes) * spec.blocks_per_chunk
+    if row_bytes_for(largest) > spec.row_bytes:
+        raise ConfigError(
+            f"a chunk of {largest} bytes does not fit a row of {spec.row_bytes}: please report this layout"
+        )
+    slab = None if tier is None else Slab(Path(tier.path), rank, spec.disk_slots, spec.row_bytes, spec.identity)
+    arena = Arena(spec.slots + SPARE_ROWS, spec.row_bytes)
+    device.adopt(arena)
+    arena.populate()
+    index_of = {group.group_id: number for number, group in enumerate(spec.config.groups)}
+    payload = {
+        group_id.to_bytes(4, "big"): device.block_bytes[number] * spec.blocks_per_chunk
+        for group_id, number in index_of.items()
+    }
+    parts = Parts(
+        identity=spec.identity,
+        name=lambda key: spec.part_name(rank, key),
+        payload_bytes=lambda key: payload[key[-4:]],  # vLLM's key ends in the group: make_offload_key
+        dtype=spec.config.model.dtype,
+    )
+    return Mover(device=device, arena=arena, parts=parts, slab=slab, remote=_remote(spec))
+
+
+def chunks_of(spec: GPULoadStoreSpec, blocks_per_chunk: int) -> list[Chunk]:
+    """The blocks of each key: vLLM lists keys and blocks of a job in the same order, group by group.
+
+    Of a group, ``block_indices`` says where in its chunk the first block lies; the others follow without a gap.
+    """
+    chunks: list[Chunk] = []
+    blocks = iter(spec.block_ids.tolist())
+    for group, (size, index) in enumerate(zip(spec.group_sizes, spec.block_indices, strict=True)):
+        first, left = index % blocks_per_chunk, size
+        while left:
+            count = min(blocks_per_chunk - first, left)
+            chunks.append(Chunk(group, first, tuple(itertools.islice(blocks, count))))
+            first, left = 0, left - count
+    return chunks
 
 
 def make_device(kv_caches: CanonicalKVCaches) -> Device:
     """The copier for the device that KV memory is on.
 
     Raises:
-        ValueError: neither CPU nor CUDA.
+        ConfigError: neither CPU nor CUDA.
     """
     where = device_of(kv_caches)
     if where.type == "cpu":
@@ -104,18 +148,22 @@ def make_device(kv_caches: CanonicalKVCaches) -> Device:
     if where.type == "cuda":
         from kvpool_connector.worker.device.cuda import CudaDevice
 
-        tensors = [tensor.tensor for tensor in kv_caches.tensors]
-        return CudaDevice(
-            [
-                [
-                    Page(tensors[ref.tensor_idx].data_ptr(), tensors[ref.tensor_idx].stride(0), ref.page_size_bytes)
-                    for ref in refs
-                ]
-                for refs in kv_caches.group_data_refs
-            ],
-            where,
-        )
-    raise ValueError(f"KV memory is on {where.type!r}; kvpool copies from CUDA and CPU. Run without kv_transfer_config")
+        return CudaDevice(pages_of(kv_caches), where)
+    raise ConfigError(
+        f"KV memory is on {where.type!r}; kvpool copies from CUDA and CPU. Run without kv_transfer_config"
+    )
+
+
+def pages_of(kv_caches: CanonicalKVCaches) -> list[list[Page]]:
+    """Where each group's blocks lie, in payload order. vLLM's canonical tensors have one byte per element."""
+    tensors = [tensor.tensor for tensor in kv_caches.tensors]
+    return [
+        [
+            Page(tensors[ref.tensor_idx].data_ptr(), tensors[ref.tensor_idx].stride(0), ref.page_size_bytes)
+            for ref in refs
+        ]
+        for refs in kv_caches.group_data_refs
+    ]
 
 
 def _remote(spec: KVPoolSpec) -> Remote | None:

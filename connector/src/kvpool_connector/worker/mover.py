@@ -2,14 +2,15 @@
 
 Threads, and what they own:
 
-- vLLM's thread: ``store``, ``load``, ``poll``, ``take_reports``, ``wait``. It queues and polls, and never waits but in ``wait``.
+- vLLM's thread: ``store``, ``load``, ``order``, ``poll``, ``take_reports``, ``wait``. It queues and polls, and never waits but
+  in ``wait``.
 - *copy* lane: the only one that touches KV memory; also seals and checks parts. A copy is short and never abandoned,
   because it reads or writes blocks that vLLM holds for it. Loads go before stores.
-- *read* lane: fetches from the remote store into reserved rows. Ends by its deadline whatever the store does.
-- *write* lane: see :mod:`kvpool_connector.worker.putter`.
+- lanes of the lower tiers: see :mod:`kvpool_connector.worker.lower`. A fetch ends by its deadline whatever the tier does.
 
-A row belongs to whoever the scheduler gave its slot to; it is given to nobody else before this job (or its put) was
-reported. Every job ends exactly once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
+A load passes through up to three stages: slab to rows, store to rows, rows to KV memory. A row belongs to whoever the
+scheduler gave its slot to; it is given to nobody else before this job (or its spill) was reported. Every job ends exactly
+once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from collections.abc import Callable, Sequence
 from kvpool_connector import format as part_format
 from kvpool_connector.format import Verdict
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
-from kvpool_connector.transfer import Kind, Reports, Transfer
-from kvpool_connector.worker.device.base import Block, Device, Row
+from kvpool_connector.tiers.slab import Slab
+from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Sample, Spill, Tier, Transfer
+from kvpool_connector.worker.device.base import Chunk, Device, Row
+from kvpool_connector.worker.differ import differs
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
-from kvpool_connector.worker.putter import Putter
+from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
 
 logger = get_logger(__name__)
 
@@ -40,11 +43,12 @@ class Job:
 
     job_id: int
     transfer: Transfer
-    blocks: Sequence[Block]
+    chunks: Sequence[Chunk]
     fence: object
     started: float
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
     """Position in the transfer's keys, and why."""
+    differed: set[int] = dataclasses.field(default_factory=set)
     ended: bool = False
 
 
@@ -58,66 +62,88 @@ class Done:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Remote:
-    """The remote store as this rank uses it."""
+class Parts:
+    """What a part is called and how large it is."""
 
-    reader: Store
-    writer: Store
-    fetch_s: float
-    put_s: float
+    identity: str
+    name: Callable[[bytes], bytes]
+    """The name of this rank's part of a key, in the remote store and in headers."""
+    payload_bytes: Callable[[bytes], int]
+    """Bytes behind the header of a key's part."""
+    dtype: str = ""
+    """KV memory's type, for comparisons."""
 
 
 class Mover:
     """See the module's text."""
 
     def __init__(
-        self, *, device: Device, arena: Arena, identity: str, name: Callable[[bytes], bytes], remote: Remote | None
+        self, *, device: Device, arena: Arena, parts: Parts, slab: Slab | None = None, remote: Remote | None = None
     ) -> None:
         """Args:
-        name: the name of this rank's part of a key, in the remote store and in headers.
+        arena: two rows more than the scheduler has slots: for comparisons and for probes.
         """
-        self._device, self._arena, self._identity, self._name, self._remote = device, arena, identity, name, remote
+        self._device, self._arena, self._parts = device, arena, parts
+        self._compared, self._probed = arena.slots - 1, arena.slots - 2
         self._in_flight: set[int] = set()
         self._idle = threading.Condition()  # guards _in_flight
         self._done: queue.SimpleQueue[tuple[Job, Done]] = queue.SimpleQueue()
+        self._samples: queue.SimpleQueue[Sample] = queue.SimpleQueue()
+        self._counted: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._reports = Reports()  # vLLM's thread only
         self._failed_requests: set[str] = set()  # vLLM's thread only
         self.outcomes: Counter[str] = Counter()
-        """What happened to parts, for logs and tests ("load ok", "get timeout", ...). Approximate under threads."""
-        self._copy, self._read = Lane("copy"), Lane("read")
-        self._putter = Putter(remote.writer, remote.put_s, self.outcomes) if remote is not None else None
-        if remote is not None:  # connect now: the first load should not wait for name and handshake
-            self._read.run(lambda: self._greet(remote))
+        """What happened to parts so far ("load ok", "get timeout", ...), as of the last poll."""
+        self._ended, self._spills_running = Ended(), 0
+        self._copy = Lane("copy")
+        self._disk = DiskParts(slab, self._ended, self._count) if slab is not None else None
+        self._remote = RemoteParts(remote, self._ended, self._count) if remote is not None else None
+        self._longest_s = (remote.fetch_s + remote.put_s if remote is not None else 0.0) + 5.0
 
     # ---- vLLM's thread -----------------------------------------------------------------------------------
 
-    def store(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> None:
-        """KV memory to arena (to remote store). The blocks stay valid until the job is reported."""
-        job = self._start(job_id, transfer, blocks)
+    def store(self, job_id: int, transfer: Transfer, chunks: Sequence[Chunk]) -> None:
+        """KV memory to arena. The blocks stay valid until the job is reported."""
+        job = self._start(job_id, transfer, chunks)
         self._copy.run(self._guarded(self._store, job), NORMAL)
 
-    def load(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> None:
-        """(Remote store to) arena to KV memory. Two stages: the fetch may give up, the copy may not."""
-        job = self._start(job_id, transfer, blocks)
-        if any(transfer.fetch):
-            self._read.run(self._guarded(self._fetch, job))
-        else:
-            self._copy.run(self._guarded(self._load, job), URGENT)
+    def load(self, job_id: int, transfer: Transfer, chunks: Sequence[Chunk]) -> None:
+        """(Lower tiers to) arena to KV memory. Two kinds of stages: a fetch may give up, the copy may not."""
+        self._next_stage(self._start(job_id, transfer, chunks), Tier.MEMORY)
+
+    def order(self, orders: Orders) -> None:
+        """Spills and probes. Each spill is reported exactly once."""
+        for spill in orders.spills:
+            self._spills_running += 1
+            self._spill(spill)
+        for probe in orders.probes:
+            lane = self._lane_of(probe.tier)
+            if lane is not None:
+                lane.run(lambda probe=probe: self._probe(probe), NORMAL)  # type: ignore[misc]
 
     def poll(self) -> list[Done]:
         """Jobs that ended since the last call. Their failures become visible in the same call, never before or after:
         separate polls would let a completion pass without its failure."""
-        ended: list[Done] = []
-        if self._putter is not None:  # before the jobs: the end of a put is never reported ahead of its store
-            self._reports.puts.update((ticket, [missing]) for ticket, missing in self._putter.take_ended())
+        done_jobs: list[Done] = []
+        for ticket, missing in self._ended.take():
+            self._spills_running -= 1
+            self._reports.spilled[ticket] = [missing]
+        while not self._samples.empty():
+            self._reports.samples.append(self._samples.get())
         while not self._done.empty():
             job, done = self._done.get()
-            ended.append(done)
+            done_jobs.append(done)
             if job.failed:
                 self._reports.failed[job.transfer.ticket] = set(job.failed)
                 if job.transfer.kind is Kind.LOAD:
                     self._failed_requests.add(job.transfer.req_id)
-        return ended
+            if job.differed:
+                self._reports.differed[job.transfer.ticket] = job.differed
+        while not self._counted.empty():
+            what, number = self._counted.get()
+            self._reports.counts[what] += number
+            self.outcomes[what] += number
+        return done_jobs
 
     def take_failed_requests(self) -> set[str]:
         """Requests whose load failed, among the jobs of the polls since the last call."""
@@ -136,32 +162,38 @@ class Mover:
 
     @property
     def idle(self) -> bool:
-        """No job and no put is running or queued."""
+        """No job is running or queued, and every spill was polled."""
         with self._idle:
-            return not self._in_flight and (self._putter is None or self._putter.idle)
+            return not self._in_flight and not self._spills_running
 
     def close(self) -> None:
         """Finish what runs, bounded by the deadlines, and end the threads."""
-        longest = (self._remote.fetch_s + self._remote.put_s if self._remote else 0) + 5
-        ended = [lane.close(longest) for lane in (self._read, self._copy)]  # as they feed each other
-        if self._putter is not None:
-            ended.append(self._putter.close(longest))
-        if self._remote is not None:
-            self._remote.reader.close()
+        lower = [tier for tier in (self._disk, self._remote) if tier is not None]
+        ended = [tier.close(self._longest_s) for tier in lower]  # these first: they feed the copy lane
+        ended.append(self._copy.close(self._longest_s))
         self._arena.close()
         if all(ended):
             self._device.close()
         else:
-            logger.error("a lane did not end in %.0f s; its memory stays registered", longest)
+            logger.error("a lane did not end in %.0f s; its memory stays registered", self._longest_s)
 
     # ---- jobs --------------------------------------------------------------------------------------------
 
-    def _start(self, job_id: int, transfer: Transfer, blocks: Sequence[Block]) -> Job:
-        assert len(blocks) == len(transfer.keys)
-        job = Job(job_id, transfer, blocks, self._device.fence(), time.monotonic())
+    def _start(self, job_id: int, transfer: Transfer, chunks: Sequence[Chunk]) -> Job:
+        assert len(chunks) == len(transfer.keys), (len(chunks), len(transfer.keys))
+        job = Job(job_id, transfer, chunks, self._device.fence(), time.monotonic())
         with self._idle:
             self._in_flight.add(job_id)
         return job
+
+    def _next_stage(self, job: Job, ended: Tier) -> None:
+        """What comes after a stage of a load: disk, then the remote store, then the copy."""
+        if ended is Tier.MEMORY and job.transfer.from_disk and self._disk is not None:
+            self._disk.read_lane.run(self._guarded(self._fetch_from_disk, job), URGENT)
+        elif ended is not Tier.REMOTE and job.transfer.from_remote and self._remote is not None:
+            self._remote.read_lane.run(self._guarded(self._fetch_from_remote, job), URGENT)
+        else:
+            self._copy.run(self._guarded(self._load, job), URGENT)
 
     def _guarded(self, stage: Callable[[Job], None], job: Job) -> Callable[[], None]:
         """An unexpected error fails all keys of the job instead of losing it."""
@@ -171,11 +203,8 @@ class Mover:
                 stage(job)
             except Exception as error:
                 logger.exception("%s of request %s failed", job.transfer.kind.value, job.transfer.req_id)
-                if job.ended:
-                    return
-                self._finish(job, dict.fromkeys(range(len(job.transfer.keys)), type(error).__name__))
-                if job.transfer.put and self._putter is not None:
-                    self._putter.give_up(job.transfer.ticket, len(job.transfer.keys))
+                if not job.ended:
+                    self._finish(job, dict.fromkeys(range(len(job.transfer.keys)), type(error).__name__))
 
         return run
 
@@ -183,87 +212,147 @@ class Mover:
         transfer, total = job.transfer, len(job.transfer.keys)
         job.failed, job.ended = failed, True
         kind = transfer.kind.value
-        nbytes = sum(self._device.payload_bytes[group] for group, _ in job.blocks)
+        nbytes = sum(self._device.block_bytes[chunk.group] * len(chunk.blocks) for chunk in job.chunks)
         seconds = time.monotonic() - job.started
-        self.outcomes[f"{kind} ok"] += total - len(failed)
-        self.outcomes.update(f"{kind} {reason}" for reason in failed.values())
+        self._count(f"{kind} ok", total - len(failed))
+        for reason in failed.values():
+            self._count(f"{kind} {reason}", 1)
         if transfer.kind is Kind.LOAD:
-            fetched = sum(transfer.fetch)
             logger.info(
-                "request %s: loaded %d of %d blocks (%d from the remote store), %.1f MB in %.0f ms",
-                transfer.req_id, total - len(failed), total, fetched, nbytes / 1e6, seconds * 1e3,
+                "request %s: loaded %d of %d chunks (%d from disk, %d from the remote store), %.1f MB in %.0f ms",
+                transfer.req_id, total - len(failed), total, len(transfer.from_disk), len(transfer.from_remote),
+                nbytes / 1e6, seconds * 1e3,
             )  # fmt: skip
         if failed:
-            logger.warning("request %s: %s failed for %d of %d blocks, which will be computed: %s",
+            logger.warning("request %s: %s failed for %d of %d chunks, which will be computed: %s",
                            transfer.req_id, kind, len(failed), total, dict(Counter(failed.values())))  # fmt: skip
         self._done.put((job, Done(job.job_id, nbytes, seconds)))
         with self._idle:
             self._in_flight.discard(job.job_id)
             self._idle.notify_all()
 
+    def _count(self, what: str, number: int) -> None:
+        if number:
+            self._counted.put((what, number))
+
     # ---- copy lane ---------------------------------------------------------------------------------------
 
     def _store(self, job: Job) -> None:
         transfer = job.transfer
-        self._device.copy_out(job.blocks, self._payloads(job), job.fence)
-        names = [self._name(key) for key in transfer.keys]
-        parts = [self._part(job, position) for position in range(len(transfer.keys))]
-        for name, part in zip(names, parts, strict=True):
-            part_format.seal(part, self._identity, name)
+        fresh = [position for position in range(len(transfer.keys)) if position not in transfer.compared]
+        rows = [self._payload(transfer.keys[p], transfer.slots[p]) for p in fresh]
+        self._device.copy_out([job.chunks[p] for p in fresh], rows, job.fence)
+        for position in fresh:
+            key, slot = transfer.keys[position], transfer.slots[position]
+            part_format.seal(self._part(key, slot), self._parts.identity, self._parts.name(key))
+        for position in sorted(transfer.compared):
+            self._compare(job, position)
         self._finish(job, {})
-        if transfer.put and self._putter is not None:
-            self._putter.put(transfer.ticket, names, parts)
+
+    def _compare(self, job: Job, position: int) -> None:
+        """Verification: the row must hold what was computed just now."""
+        key, slot = job.transfer.keys[position], job.transfer.slots[position]
+        computed = self._payload(key, self._compared)
+        self._device.copy_out([job.chunks[position]], [computed], job.fence)
+        intact = self._verdict(key, slot) is Verdict.INTACT
+        if intact and differs(self._payload(key, slot), computed, self._parts.dtype):
+            job.differed.add(position)
+        self._count("verified", 1)
 
     def _load(self, job: Job) -> None:
         """Check every part, then copy the intact ones. Blocks of failed keys are left as they are."""
         transfer, failed = job.transfer, dict(job.failed)
+        fetched = set(transfer.from_remote)
         for position, key in enumerate(transfer.keys):
             if position not in failed:
-                verdict = part_format.check(self._part(job, position), self._identity, self._name(key))
+                verdict = self._verdict(key, transfer.slots[position])
                 if verdict is not Verdict.INTACT:
                     failed[position] = verdict.value
-                    if transfer.fetch[position]:  # else it was damaged here, and says nothing about the store's copy
+                    if position in fetched:  # else it was damaged here, and says nothing about the store's copy
                         self._remove(key)
         good = [position for position in range(len(transfer.keys)) if position not in failed]
-        payloads = self._payloads(job)
         if good:
-            self._device.copy_in([payloads[p] for p in good], [job.blocks[p] for p in good], job.fence)
+            rows = [self._payload(transfer.keys[p], transfer.slots[p]) for p in good]
+            self._device.copy_in(rows, [job.chunks[p] for p in good], job.fence)
         self._finish(job, failed)
 
-    # ---- read lane ---------------------------------------------------------------------------------------
+    # ---- lanes of the lower tiers --------------------------------------------------------------------------
 
-    @staticmethod
-    def _greet(remote: Remote) -> None:
-        remote.reader.ping(time.monotonic() + remote.fetch_s)
+    def _fetch_from_disk(self, job: Job) -> None:
+        """Fill reserved rows, then go on with whatever arrived in time."""
+        assert self._disk is not None
+        positions = [position for position, _ in job.transfer.from_disk]
+        rows = [self._arena.row(job.transfer.slots[p]) for p in positions]
+        started = time.monotonic()
+        slots = [slot for _, slot in job.transfer.from_disk]
+        outcomes = self._disk.get(slots, rows, job.started + job.transfer.fetch_s)
+        self._fetched(job, Tier.DISK, positions, outcomes, started)
 
-    def _fetch(self, job: Job) -> None:
-        """Fill the reserved rows, then go on to the copy lane with whatever arrived in time."""
+    def _fetch_from_remote(self, job: Job) -> None:
+        """Fill reserved rows, then go on with whatever arrived in time."""
         assert self._remote is not None
         transfer = job.transfer
-        wanted = [position for position, fetch in enumerate(transfer.fetch) if fetch]
-        names = [self._name(transfer.keys[position]) for position in wanted]
-        parts = [self._part(job, position) for position in wanted]
-        outcomes = self._remote.reader.get_into(names, parts, time.monotonic() + self._remote.fetch_s)
-        self.outcomes.update(f"get {outcome.value}" for outcome in outcomes)
-        job.failed = {p: o.value for p, o in zip(wanted, outcomes, strict=True) if o is not Outcome.HIT}
-        for position, outcome in zip(wanted, outcomes, strict=True):
+        keys = [transfer.keys[position] for position in transfer.from_remote]
+        parts = [self._part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
+        started = time.monotonic()
+        outcomes = self._remote.get([self._parts.name(key) for key in keys], parts, job.started + transfer.fetch_s)
+        for key, outcome in zip(keys, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
-                self._remove(transfer.keys[position])
-        self._copy.run(self._guarded(self._load, job), URGENT)
+                self._remove(key)
+        self._fetched(job, Tier.REMOTE, transfer.from_remote, outcomes, started)
+
+    def _fetched(
+        self, job: Job, tier: Tier, positions: Sequence[int], outcomes: Sequence[Outcome], started: float
+    ) -> None:
+        job.failed |= {p: o.value for p, o in zip(positions, outcomes, strict=True) if o is not Outcome.HIT}
+        keys = [job.transfer.keys[p] for p in positions]
+        self._sample(tier, keys, outcomes, time.monotonic() - started)
+        self._next_stage(job, tier)
+
+    def _probe(self, probe: Probe) -> None:
+        """Time one read, and throw away what it brought."""
+        started = time.monotonic()
+        deadline = started + self._longest_s
+        if probe.tier is Tier.DISK and self._disk is not None:
+            outcomes = self._disk.get([probe.disk_slot], [self._arena.row(self._probed)], deadline)
+        elif self._remote is not None:
+            outcomes = self._remote.get([self._parts.name(probe.key)], [self._part(probe.key, self._probed)], deadline)
+        else:
+            return
+        self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
+
+    def _sample(self, tier: Tier, keys: Sequence[bytes], outcomes: Sequence[Outcome], seconds: float) -> None:
+        """A timed read. One that was given up counts with what it brought in its time: the tier is at most that fast."""
+        pairs = zip(keys, outcomes, strict=True)
+        nbytes = sum(self._parts.payload_bytes(key) for key, outcome in pairs if outcome is Outcome.HIT)
+        if nbytes or any(outcome is Outcome.TIMEOUT for outcome in outcomes):
+            self._samples.put(Sample(tier, max(nbytes, 1), seconds))
 
     # ---- parts -------------------------------------------------------------------------------------------
 
+    def _spill(self, spill: Spill) -> None:
+        if spill.tier is Tier.DISK and self._disk is not None:
+            self._disk.write(spill.ticket, spill.disk_slots, [self._arena.row(slot) for slot in spill.slots])
+        elif spill.tier is Tier.REMOTE and self._remote is not None:
+            names = [self._parts.name(key) for key in spill.keys]
+            parts = [self._part(key, slot) for key, slot in zip(spill.keys, spill.slots, strict=True)]
+            self._remote.write(spill.ticket, names, parts)
+        else:
+            self._ended.add(spill.ticket, set(range(len(spill.keys))))
+
+    def _lane_of(self, tier: Tier) -> Lane | None:
+        parts = self._disk if tier is Tier.DISK else self._remote
+        return None if parts is None else parts.read_lane
+
     def _remove(self, key: bytes) -> None:
-        if self._putter is not None:
-            self._putter.remove(self._name(key))
+        if self._remote is not None:
+            self._remote.remove(self._parts.name(key))
 
-    def _part(self, job: Job, position: int) -> memoryview:
-        group, _ = job.blocks[position]
-        return self._arena.part(job.transfer.slots[position], self._device.payload_bytes[group]).data
+    def _verdict(self, key: bytes, slot: int) -> Verdict:
+        return part_format.check(self._part(key, slot), self._parts.identity, self._parts.name(key))
 
-    def _payloads(self, job: Job) -> list[Row]:
-        sizes = self._device.payload_bytes
-        return [
-            self._arena.payload(slot, sizes[group])
-            for slot, (group, _) in zip(job.transfer.slots, job.blocks, strict=True)
-        ]
+    def _part(self, key: bytes, slot: int) -> memoryview:
+        return self._arena.part(slot, self._parts.payload_bytes(key)).data
+
+    def _payload(self, key: bytes, slot: int) -> Row:
+        return self._arena.payload(slot, self._parts.payload_bytes(key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,18 @@ import numpy.typing as npt
 from kvpool_connector.tiers.arena import Arena
 
 Row = npt.NDArray[np.uint8]
-"""A payload in the arena, shape (payload bytes,)."""
-Block = tuple[int, int]
-"""Index of the KV group among the offloaded ones, and vLLM's block id."""
+"""A payload in the arena, shape (payload bytes,): the blocks of a chunk one after the other."""
+
+
+class Chunk(NamedTuple):
+    """The KV memory of one part: a run of blocks."""
+
+    group: int
+    """Index of the KV group among the offloaded ones."""
+    first: int
+    """Place of the first block in the chunk; not 0 where vLLM holds the blocks before it already."""
+    blocks: tuple[int, ...]
+    """vLLM's block ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Device(Protocol):
     """Copies whole blocks. ``copy_*`` run on the copy lane and return when the bytes are in place."""
 
     @property
-    def payload_bytes(self) -> Sequence[int]:
+    def block_bytes(self) -> Sequence[int]:
         """Bytes of a block, per group: the sum of its pages."""
 
     def adopt(self, arena: Arena) -> None:
@@ -41,10 +50,10 @@ class Device(Protocol):
         """Called on vLLM's thread when a job is submitted. A copy given this value starts after all work on KV memory that
         was queued before."""
 
-    def copy_out(self, blocks: Sequence[Block], rows: Sequence[Row], fence: object) -> None:
+    def copy_out(self, chunks: Sequence[Chunk], rows: Sequence[Row], fence: object) -> None:
         """KV memory to rows."""
 
-    def copy_in(self, rows: Sequence[Row], blocks: Sequence[Block], fence: object) -> None:
+    def copy_in(self, rows: Sequence[Row], chunks: Sequence[Chunk], fence: object) -> None:
         """Rows to KV memory."""
 
     def close(self) -> None:

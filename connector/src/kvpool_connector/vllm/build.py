@@ -1,0 +1,70 @@
+"""Puts the scheduler's half together out of a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvpool_connector.identity import canonical, document_name
+from kvpool_connector.scheduler.admission import Admission
+from kvpool_connector.scheduler.disk import DiskIndex
+from kvpool_connector.scheduler.events import Events
+from kvpool_connector.scheduler.pool import Lower, Pool
+from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.stores import Breaker
+from kvpool_connector.tiers.journal import Journal
+from kvpool_connector.tiers.policy import make_policy
+from kvpool_connector.tiers.slots import SlotIndex
+from kvpool_connector.vllm.spec import KVPoolSpec
+
+
+def build_pool(spec: KVPoolSpec) -> Pool:
+    """The pool of the spec's tiers, with their threads running.
+
+    Raises:
+        ConfigError: the disk tier's folder cannot be used.
+    """
+    settings, remote = spec.settings, spec.settings.remote
+    world_size = spec.config.parallel.world_size
+    admission = Admission(
+        spec.chunk_bytes,
+        min(spec.tokens_per_block) * spec.blocks_per_chunk,
+        enabled=settings.admission == "measured",
+    )
+    disk = _disk(spec)
+    presence = None if remote is None else _presence(spec, world_size, admission)
+    lower = Lower(
+        disk=disk,
+        disk_policy="write_through" if settings.tiers.disk is None else settings.tiers.disk.write_policy,
+        presence=presence,
+        remote_policy="write_through" if remote is None else remote.write_policy,
+        fetch_s=5.0 if remote is None else remote.timeouts.fetch_ms / 1000,
+    )
+    return Pool(
+        SlotIndex(spec.slots, make_policy(settings.tiers.cpu.eviction_policy)),
+        world_size,
+        lower,
+        admission,
+        Events(enabled=spec.config.enable_kv_cache_events),
+        None if settings.verify_one_in is None else Verification(settings.verify_one_in),
+    )
+
+
+def _disk(spec: KVPoolSpec) -> DiskIndex | None:
+    tier = spec.settings.tiers.disk
+    if tier is None:
+        return None
+    index = SlotIndex(spec.disk_slots, make_policy(tier.eviction_policy))
+    return DiskIndex(index, Journal(Path(tier.path), spec.disk_slots, spec.row_bytes, spec.identity))
+
+
+def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presence:
+    assert spec.settings.remote is not None
+    timeouts = spec.settings.remote.timeouts
+    return Presence(
+        spec.connect(Breaker()),
+        names=lambda key: [spec.part_name(rank, key) for rank in range(world_size)],
+        timeout_s=lambda questions: admission.lookup_patience_s(questions, timeouts.lookup_ms / 1000),
+        patience_s=timeouts.connect_ms / 1000,
+        greeting=(document_name(spec.identity), canonical(spec.document)),
+    )

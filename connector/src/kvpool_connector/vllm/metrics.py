@@ -1,0 +1,78 @@
+"""The pool's counters and gauges as vLLM's statistics: they leave through the engine's own ``/metrics``.
+
+Names begin with ``kvpool:``; counters get ``_total`` behind them from the Prometheus client.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata, OffloadingMetricMetadata
+
+from kvpool_connector.scheduler.pool import Pool
+
+LOADED = "kvpool:loaded_chunks"
+WRITTEN = "kvpool:written_chunks"
+STORED = "kvpool:stored_chunks"
+MISMATCH = "kvpool:verification_mismatches"
+EVENTS = "kvpool:events"
+RESIDENT = "kvpool:resident_chunks"
+CAPACITY = "kvpool:capacity_chunks"
+PINNED = "kvpool:pinned_chunks"
+BROKEN = "kvpool:broken"
+REACHABLE = "kvpool:store_reachable"
+_ADMISSION = {
+    "prefill_tokens_per_second": "Prefill rate of this engine, the best of late; input of the admission decision.",
+    "read_bytes_per_second": "Measured read rate of a tier per rank; input of the admission decision.",
+    "admitted": "1 while hits of a tier are loaded, 0 while computing is faster.",
+}
+
+DEFINITIONS: dict[str, OffloadingMetricMetadata] = {
+    LOADED: OffloadingCounterMetadata("Chunks whose load was begun, by the tier that holds them.", ("tier",)),
+    STORED: OffloadingCounterMetadata("Chunks that were stored into the memory tier."),
+    WRITTEN: OffloadingCounterMetadata("Chunks that were written to a lower tier.", ("tier",)),
+    MISMATCH: OffloadingCounterMetadata("Recomputed chunks that differ from the cached ones. Alert on any."),
+    EVENTS: OffloadingCounterMetadata("What else happened to parts: reads, writes, failures, by kind.", ("event",)),
+    RESIDENT: OffloadingGaugeMetadata("Chunks that a tier of this engine holds.", ("tier",)),
+    CAPACITY: OffloadingGaugeMetadata("Chunks that a tier of this engine can hold.", ("tier",)),
+    PINNED: OffloadingGaugeMetadata("Chunks in memory that are being written to lower tiers."),
+    BROKEN: OffloadingGaugeMetadata("1 while nothing is loaded or stored because of a fault. Alert on it."),
+    REACHABLE: OffloadingGaugeMetadata("1 while the remote store answers."),
+} | {f"kvpool:{name}": OffloadingGaugeMetadata(text, ("tier",)) for name, text in _ADMISSION.items()}
+
+_COUNTERS = (
+    (re.compile(r"chunks loaded from (\w+)"), LOADED),
+    (re.compile(r"(disk|remote) written"), WRITTEN),
+    (re.compile(r"chunks stored()"), STORED),
+    (re.compile(r"verification mismatch()"), MISMATCH),
+)
+
+
+def collect(pool: Pool, stats: OffloadingConnectorStats) -> OffloadingConnectorStats:
+    """Move what the pool counted into vLLM's form, and take its gauges."""
+    counts = pool.counts + pool.spills.counts
+    pool.counts.clear()
+    pool.spills.counts.clear()
+    for what, number in counts.items():
+        name, labels = _name(what)
+        stats.increase_counter(name, number, labels)
+    stats.set_gauge(RESIDENT, len(pool.index), ("memory",))
+    stats.set_gauge(CAPACITY, pool.index.slots, ("memory",))
+    if pool.disk is not None:
+        stats.set_gauge(RESIDENT, len(pool.disk), ("disk",))
+        stats.set_gauge(CAPACITY, pool.disk.slots, ("disk",))
+    stats.set_gauge(PINNED, pool.spills.pinned)
+    stats.set_gauge(BROKEN, float(bool(pool.broken)))
+    if (reachable := pool.store_reachable) is not None:
+        stats.set_gauge(REACHABLE, float(reachable))
+    for (figure, tier), value in pool.admission.figures().items():
+        stats.set_gauge(f"kvpool:{figure}", value, ("" if tier is None else tier.value,))
+    return stats
+
+
+def _name(what: str) -> tuple[str, tuple[str, ...]]:
+    for pattern, name in _COUNTERS:
+        if (found := pattern.fullmatch(what)) is not None:
+            return name, tuple(filter(None, found.groups()))
+    return EVENTS, (what,)

@@ -1,0 +1,65 @@
+"""Before vLLM's factory builds our spec: read the configuration, check that it can be served, choose the chunk size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
+from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+
+from kvpool_connector import config as kvpool_config
+from kvpool_connector.config import ConfigError
+from kvpool_connector.log import get_logger
+from kvpool_connector.vllm.chunks import blocks_per_chunk
+from kvpool_connector.vllm.facts import engine_facts
+from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = get_logger(__name__)
+
+SPEC = {"spec_name": "KVPoolSpec", "spec_module_path": "kvpool_connector.vllm.spec"}
+"""How vLLM's factory finds our spec."""
+
+
+def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Leave our settings where vLLM's factory and our spec look for them.
+
+    Raises:
+        ConfigError: configuration, weights or layout cannot be used; one message that names the setting to change.
+    """
+    transfer = vllm_config.kv_transfer_config
+    assert transfer is not None
+    extra = {key: value for key, value in transfer.kv_connector_extra_config.items() if key not in SPEC}
+    for key in ("blocks_per_chunk", "block_size"):
+        if key in extra and EXTRA_KEY not in extra:
+            raise ConfigError(f"kv_connector_extra_config.{key}: use chunk_tokens in kvpool's configuration instead")
+    extra.pop("blocks_per_chunk", None)  # ours, from an earlier call: vLLM builds two connectors from one configuration
+    if transfer.kv_load_failure_policy != "recompute":
+        logger.warning(
+            "kv_load_failure_policy is %r: a request whose load fails ends with an error; set it to 'recompute'",
+            transfer.kv_load_failure_policy,
+        )
+    config = kvpool_config.load(extra)
+    transfer.kv_connector_extra_config = extra
+    offloading = build_offloading_config(vllm_config, kv_cache_config)
+    groups = kv_cache_config.kv_cache_groups
+    specs = [group.kv_cache_spec for group in groups]
+    full = all(isinstance(spec, FullAttentionSpec | UniformTypeKVCacheSpecs) for spec in specs)
+    chunk_blocks = blocks_per_chunk(
+        offloading.worker_kv_bytes_per_block,
+        [group.tokens_per_block for group in offloading.groups],
+        single_full_group=len(groups) == 1 and full,
+        chunk_tokens=config.chunk_tokens,
+    )
+    transfer.kv_connector_extra_config = (
+        extra
+        | SPEC
+        | {
+            "blocks_per_chunk": chunk_blocks,
+            "offload_prompt_only": not config.offload_generated_tokens,
+            EXTRA_KEY: Settings(config, engine_facts(vllm_config, config)),
+        }
+    )

@@ -1,0 +1,167 @@
+"""Lower tiers of one rank: the slab and the remote store, each with lanes of its own.
+
+A tier's reads run on its read lane, behind nothing but other reads; its writes are best effort, and each is reported exactly
+once, whatever happened, because until then the scheduler keeps its rows pinned. The scheduler bounds how many rows wait here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import time
+from collections.abc import Callable, Sequence
+
+from kvpool_connector.log import get_logger
+from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.tiers.slab import Slab
+from kvpool_connector.transfer import Ticket
+from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
+
+logger = get_logger(__name__)
+
+Count = Callable[[str, int], None]
+"""Takes what happened to how many parts; called from any thread."""
+_SLAB_BATCH = 8
+"""Rows of one turn of the disk lane, so that a read waits for no more than one such write."""
+
+
+class Ended:
+    """Ended writes on their way to vLLM's thread."""
+
+    def __init__(self) -> None:
+        self._ended: queue.SimpleQueue[tuple[Ticket, set[int]]] = queue.SimpleQueue()
+
+    def add(self, ticket: Ticket, missing: set[int]) -> None:
+        """A write ended; these positions are not in the tier."""
+        self._ended.put((ticket, missing))
+
+    def take(self) -> list[tuple[Ticket, set[int]]]:
+        """Writes that ended since the last call."""
+        ended = []
+        while not self._ended.empty():
+            ended.append(self._ended.get())
+        return ended
+
+
+def _missing(outcomes: Sequence[Outcome]) -> set[int]:
+    return {position for position, outcome in enumerate(outcomes) if outcome is not Outcome.HIT}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remote:
+    """The remote store as a rank uses it."""
+
+    reader: Store
+    writer: Store
+    fetch_s: float
+    put_s: float
+
+
+class RemoteParts:
+    """One reader and one writer connection, each on its lane."""
+
+    def __init__(self, remote: Remote, ended: Ended, count: Count) -> None:
+        """Connects at once: the first load should not wait for name and handshake."""
+        self._remote, self._ended, self._count = remote, ended, count
+        self.read_lane, self._write_lane = Lane("read"), Lane("write")
+        self.read_lane.run(lambda: self._greet(remote.reader))
+        self._write_lane.run(lambda: self._greet(remote.writer))
+
+    def get(self, names: Sequence[bytes], parts: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        """Fill parts. On the read lane only."""
+        outcomes = self._remote.reader.get_into(names, parts, deadline)
+        for outcome in outcomes:
+            self._count(f"get {outcome.value}", 1)
+        return outcomes
+
+    def write(self, ticket: Ticket, names: Sequence[bytes], parts: Sequence[memoryview]) -> None:
+        """Queue a write. The parts stay as they are until the ticket is reported."""
+        self._write_lane.run(lambda: self._write(ticket, names, parts))
+
+    def remove(self, name: bytes) -> None:
+        """Take a damaged part out of the store, so that the next write is not skipped because of it."""
+        self._write_lane.run(lambda: self._remove(name), URGENT)
+
+    def close(self, timeout_s: float) -> bool:
+        """Finish and end the lanes. False if one still runs after the time-out."""
+        ended = [lane.close(timeout_s) for lane in (self.read_lane, self._write_lane)]
+        self._remote.reader.close()
+        self._remote.writer.close()
+        return all(ended)
+
+    def _greet(self, store: Store) -> None:
+        store.ping(time.monotonic() + self._remote.fetch_s)
+
+    def _write(self, ticket: Ticket, names: Sequence[bytes], parts: Sequence[memoryview]) -> None:
+        missing = set(range(len(names)))
+        try:
+            missing = _missing(self._write_absent(names, parts))
+        except Exception:
+            logger.exception("a write to the remote store failed")
+        finally:
+            self._ended.add(ticket, missing)
+
+    def _write_absent(self, names: Sequence[bytes], parts: Sequence[memoryview]) -> list[Outcome]:
+        """Put the parts that the store does not have yet: another engine may have been first."""
+        deadline = time.monotonic() + self._remote.put_s
+        outcomes = self._remote.writer.exists(names, deadline)
+        absent = [position for position, outcome in enumerate(outcomes) if outcome is Outcome.MISS]
+        put = self._remote.writer.put_from([names[p] for p in absent], [parts[p] for p in absent], deadline)
+        for position, outcome in zip(absent, put, strict=True):
+            outcomes[position] = outcome
+            self._count(f"put {outcome.value}", 1)
+        return outcomes
+
+    def _remove(self, name: bytes) -> None:
+        (outcome,) = self._remote.writer.delete([name], time.monotonic() + self._remote.put_s)
+        self._count(f"delete {outcome.value}", 1)
+
+
+class DiskParts:
+    """One lane for reads and writes of the slab; reads go first."""
+
+    def __init__(self, slab: Slab, ended: Ended, count: Count) -> None:
+        self._slab, self._ended, self._count = slab, ended, count
+        self.read_lane = Lane("disk")
+
+    def get(self, slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        """Fill whole rows. On the lane only."""
+        outcomes = self._slab.read_into(slots, rows, deadline)
+        for outcome in outcomes:
+            self._count(f"disk read {outcome.value}", 1)
+        self._count_errors()
+        return outcomes
+
+    def write(self, ticket: Ticket, slots: Sequence[int], rows: Sequence[memoryview]) -> None:
+        """Queue a write. The rows stay as they are until the ticket is reported."""
+        missing: set[int] = set()
+        starts = range(0, len(slots), _SLAB_BATCH)
+
+        def turn(start: int) -> None:
+            end = start + _SLAB_BATCH
+            lost = set(range(len(slots[start:end])))
+            try:
+                outcomes = self._slab.write_from(slots[start:end], rows[start:end], float("inf"))
+                lost = _missing(outcomes)
+                for outcome in outcomes:
+                    self._count(f"disk write {outcome.value}", 1)
+                self._count_errors()
+            except Exception:
+                logger.exception("a write to the disk failed")
+            missing.update(start + position for position in lost)
+            if start == starts[-1]:
+                self._ended.add(ticket, missing)
+
+        for start in starts:
+            self.read_lane.run(lambda start=start: turn(start), NORMAL)  # type: ignore[misc]
+
+    def close(self, timeout_s: float) -> bool:
+        """Finish and end the lane. False if it still runs after the time-out."""
+        ended = self.read_lane.close(timeout_s)
+        self._slab.close()
+        return ended
+
+    def _count_errors(self) -> None:
+        for name, number in self._slab.errors.items():
+            self._count(f"disk {name}", number)
+        self._slab.errors.clear()

@@ -1,0 +1,172 @@
+"""An engine in this process with its connector's halves at hand, and byte-wise access to its KV memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.config import KVTransferConfig
+
+from kvpool_connector.transfer import Kind, Transfer
+from kvpool_connector.vllm.manager import KVPoolManager
+from kvpool_connector.vllm.worker import KVPoolWorker
+from kvpool_connector.worker.device.base import Chunk
+from kvpool_connector.worker.device.cpu import CpuDevice
+from kvpool_connector.worker.mover import Mover
+from testkit.servers import wait_until
+
+PATTERN = 0xA5
+WORDS = "the lighthouse keeper wrote in his journal every evening about wind tides ships gulls rain lamps and letters"
+
+
+def prompt(number: int, words: int = 700) -> str:
+    """The same text in every run."""
+    source, choice = random.Random(number), WORDS.split()
+    return f"Document {number}. " + " ".join(source.choice(choice) for _ in range(words))
+
+
+def tokens(number: int, count: int, vocabulary: int) -> TokensPrompt:
+    """The same token ids in every run, for models without a tokenizer."""
+    source = random.Random(number)
+    return TokensPrompt(prompt_token_ids=[source.randrange(3, vocabulary) for _ in range(count)])
+
+
+@dataclasses.dataclass
+class Engine:
+    """One engine, and a record of the jobs that its worker was given."""
+
+    llm: LLM
+    worker: KVPoolWorker
+    manager: KVPoolManager
+    jobs: list[tuple[Transfer, list[Chunk]]]
+
+    def generate(self, text: str | TokensPrompt, tokens: int = 8) -> tuple[list[int], int]:
+        """Greedy token ids, and how many prompt tokens came from a cache."""
+        (output,) = self.llm.generate([text], SamplingParams(max_tokens=tokens, temperature=0), use_tqdm=False)
+        return list(output.outputs[0].token_ids), output.num_cached_tokens or 0
+
+    def settle(self) -> None:
+        """Stores and spills ended and were reported. In one process nothing steps an idle engine, so short requests do."""
+
+        def settled() -> bool:
+            self.generate(TokensPrompt(prompt_token_ids=[5, 6, 7]), tokens=3)
+            return self.mover.idle and not self.manager.pool.busy
+
+        wait_until("stores and spills ended", settled)
+
+    @property
+    def mover(self) -> Mover:
+        """The rank's data plane."""
+        assert isinstance(self.worker.mover, Mover)
+        return self.worker.mover
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk of the first group."""
+        admission = self.manager.pool.admission
+        return admission._chunk_tokens
+
+    def chunks(self, kind: Kind) -> dict[bytes, Chunk]:
+        """Where the chunks of the recorded jobs lie in KV memory."""
+        return {
+            key: chunk
+            for transfer, chunks in self.jobs if transfer.kind is kind
+            for key, chunk in zip(transfer.keys, chunks, strict=True)
+        }  # fmt: skip
+
+    def loads(self) -> list[Transfer]:
+        """Loads since the last `forget`."""
+        return [transfer for transfer, _ in self.jobs if transfer.kind is Kind.LOAD]
+
+    @property
+    def _pages(self) -> Any:
+        device = self.mover._device
+        assert isinstance(device, CpuDevice)
+        return device._pages
+
+    def blocks_of(self, chunk: Chunk) -> dict[int, bytes]:
+        """A chunk's bytes in KV memory, by place of the block in the chunk."""
+        return {
+            chunk.first + place: b"".join(view[block, :size].tobytes() for view, size in self._pages[chunk.group])
+            for place, block in enumerate(chunk.blocks)
+        }
+
+    def snapshot(self, kind: Kind) -> dict[tuple[bytes, int], bytes]:
+        """Bytes in KV memory of all blocks of the recorded jobs, by key and place in the chunk."""
+        return {
+            (key, place): data
+            for key, chunk in self.chunks(kind).items()
+            for place, data in self.blocks_of(chunk).items()
+        }
+
+    def overwrite(self) -> None:
+        """Every byte of KV memory is the pattern."""
+        for pages in self._pages:
+            for view, _ in pages:
+                view[:] = PATTERN
+
+    def forget(self, *, tiers: bool = False) -> None:
+        """Reset vLLM's own prefix cache, and the memory tier if asked for."""
+        assert self.llm.reset_prefix_cache(reset_connector=tiers)
+        self.jobs.clear()
+
+    def assert_nothing_is_left(self) -> None:
+        """No reference, no promise, no ticket, no queued write."""
+        self.settle()
+        pool = self.manager.pool
+        assert not pool._running
+        assert not pool._load_of
+        assert not pool._store_of
+        assert not pool._reserved
+        assert not pool._failed_loads
+        assert not pool._waiting
+        assert not pool.spills.busy
+        assert not any(pool.index._refs), "referenced slots"
+        assert not any(pool.index._held_now), "promised slots"
+        assert pool.index.free + len(pool.index) == pool.index.slots
+        assert self.mover.idle
+
+
+@contextlib.contextmanager
+def running(model: str, kvpool: dict[str, Any], **options: Any) -> Iterator[Engine]:
+    """An engine with the connector.
+
+    Args:
+        kvpool: the connector's configuration.
+        options: of vLLM's ``LLM``.
+    """
+    settings = {
+        "max_model_len": 4096, "enforce_eager": True, "dtype": "float32", "disable_log_stats": True, "seed": 0,
+    } | options  # fmt: skip
+    llm = LLM(
+        model,
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
+            kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
+        ),
+        **settings,
+    )  # fmt: skip
+    try:
+        worker = KVPoolWorker.live
+        assert worker is not None
+        core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
+        manager = core.scheduler.connector.connector_scheduler.manager
+        assert isinstance(manager, KVPoolManager)
+        jobs: list[tuple[Transfer, list[Chunk]]] = []
+        mover = worker.mover
+        assert isinstance(mover, Mover)
+        start = mover._start
+
+        def record(job_id: int, transfer: Transfer, chunks: list[Chunk]) -> Any:
+            jobs.append((transfer, chunks))
+            return start(job_id, transfer, chunks)
+
+        mover._start = record  # type: ignore[method-assign, assignment]
+        yield Engine(llm, worker, manager, jobs)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+    assert KVPoolWorker.live is None
