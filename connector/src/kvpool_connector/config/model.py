@@ -15,7 +15,7 @@ from kvpool_connector.config.quantity import parse_quantity
 CONFIG_VERSION: Literal[1] = 1
 """What this connector writes and the newest version that it reads."""
 
-EvictionPolicy = Literal["lru"]
+EvictionPolicy = Literal["lru", "slru"]
 WritePolicy = Literal["write_through", "write_back", "selective"]
 """At once; when memory needs the room; or when a block is seen for the second time."""
 OnFailure = Literal["stop", "continue"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kvpool_connector.tiers.journal import Journal
-from kvpool_connector.tiers.slots import Key, SlotIndex, State
+from kvpool_connector.tiers.keymap import Key
+from kvpool_connector.tiers.slots import SlotIndex, State
 
 
 class DiskIndex:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from kvpool_connector.tiers.slots import Key
+from kvpool_connector.tiers.keymap import Key
 from kvpool_connector.transfer import Tier
 
 

@@ -23,7 +23,8 @@ from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import DiskTarget, RemoteTarget, Spills, Target, WritePolicy
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.scheduler.waiting import WaitingRequests
-from kvpool_connector.tiers.slots import Key, SlotIndex, State
+from kvpool_connector.tiers.keymap import Key
+from kvpool_connector.tiers.slots import SlotIndex, State
 from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Ticket, Tier, Transfer
 
 logger = get_logger(__name__)
@@ -83,7 +84,11 @@ class Pool:
         if lower.presence is not None:
             targets.append(RemoteTarget(lower.presence, index, lower.remote_policy))
         self.spills = Spills(index, targets, world_size, self._issue)
-        self._find, self._good, self._hold = index.find, index.good, index.hold
+        self._find, self._good = index.find, index.good
+        self.promised: list[int] = []
+        """Slots of this step's hits in memory; see :meth:`_reserve`."""
+        self.exceptional = verification is not None
+        """Some lookup may need more than a look into the index; False allows the shortcut of `fast_lookup`."""
         self._running: dict[Ticket, _Running] = {}
         self._load_of: dict[str, Ticket] = {}  # vLLM runs at most one load per request
         self._store_of: dict[Key, Ticket] = {}  # while the store runs
@@ -107,9 +112,7 @@ class Pool:
         vLLM begins the load in the same step or not at all; in the latter case it looks up again. A pending store is a
         MISS: waiting for it may take longer than computing.
         """
-        if (self._waiting or self._failed_loads or self.broken) and (
-            answer := self._exception(key, req_id)
-        ) is not None:
+        if self.exceptional and (answer := self._exception(key, req_id)) is not None:
             return answer
         slot = self._find(key)
         if slot is None:
@@ -117,13 +120,17 @@ class Pool:
         elif self._good[slot]:
             if self._verification is not None and self._verification.picks(req_id):
                 return Lookup.MISS
-            self._hold(slot)
+            self.promised.append(slot)
             return Lookup.HIT
         else:
             answer = self._lookup_busy(slot)
         if answer >= Lookup.PENDING:
             self._waiting.add(req_id)
+            self.exceptional = True
         return answer
+
+    def _is_exceptional(self) -> bool:
+        return bool(self._waiting or self._failed_loads or self.broken or self._verification)
 
     def _exception(self, key: Key, req_id: str) -> Lookup | None:
         """An answer that does not depend on where the key is."""
@@ -164,6 +171,9 @@ class Pool:
         return self._reserve(key, source)
 
     def _reserve(self, key: Key, source: int) -> Lookup:
+        for promised in self.promised:  # only now, since holding each slot at each hit would double a lookup's cost
+            self.index.hold(promised)
+        self.promised.clear()
         evicted: list[tuple[Key, int]] = []
         slot = self.index.add(key, State.RESERVED, evicted)
         self._note_evicted(evicted)
@@ -171,7 +181,7 @@ class Pool:
             self.counts["no slot for a hit"] += 1
             return Lookup.MISS
         self._reserved[slot] = source
-        self._hold(slot)
+        self.index.hold(slot)
         return Lookup.HIT
 
     def tier_of(self, key: Key) -> Tier:
@@ -185,6 +195,8 @@ class Pool:
         """End of a scheduling step: promises lapse, and the step's questions go out as one batch."""
         self.index.end_step()
         self._reserved.clear()
+        self.promised.clear()
+        self.exceptional = self._is_exceptional()
         self._waiting.next_step()
         self._checked = False
         if self.disk is not None:
@@ -247,13 +259,15 @@ class Pool:
         self.index.release(transfer.slots, State.READY)
         if fetched:
             self._waiting.changed()
-            self.events.stored(Tier.MEMORY, [transfer.keys[p] for p in fetched if self._holds(transfer, p)])
-        self._offer(transfer, again=True)
+            held = [position for position in fetched if self._holds(transfer, position)]
+            self.events.stored(Tier.MEMORY, [transfer.keys[p] for p in held])
+            self._offer(transfer, held, again=True)
 
-    def _offer(self, transfer: Transfer, *, again: bool) -> None:
+    def _offer(self, transfer: Transfer, positions: Sequence[int], *, again: bool) -> None:
         """Let the lower tiers have what they lack of a transfer's rows."""
-        held = [position for position in range(len(transfer.keys)) if self._holds(transfer, position)]
-        self.spills.offer([transfer.keys[p] for p in held], [transfer.slots[p] for p in held], again=again)
+        if self.spills.wanted:
+            keys, slots = transfer.keys, transfer.slots
+            self.spills.offer([keys[p] for p in positions], [slots[p] for p in positions], again=again)
 
     def _holds(self, transfer: Transfer, position: int) -> bool:
         """Whether an ended transfer's row is still its key's, and good."""
@@ -268,27 +282,32 @@ class Pool:
         Returns:
             the transfer, perhaps of no keys: vLLM then throws it away and never completes it.
         """
-        resident = [slot for key in keys if (slot := self._find(key)) is not None and self._good[slot]]
-        self.index.touch(resident, new_request=False)  # first, so that a chain is not evicted for its own tail
+        nothing = Transfer(Kind.STORE, 0, req_id, (), ())
         if self.broken:
-            return Transfer(Kind.STORE, 0, req_id, (), ())
+            return nothing
+        find, good = self._find, self._good
+        resident = [slot for key in keys if (slot := find(key)) is not None and good[slot]]
         compares = self._verification is not None and self._verification.is_picked(req_id)
-        chosen, slots, compared = self._choose(keys, compares=compares)
-        if resident and not compares:
+        if resident and not compares and self.spills.wanted:
             self.spills.offer([self.index.key(slot) for slot in resident], resident, again=True)
+        if len(resident) == len(keys) and not compares:
+            self._touch_chain(resident, req_id)
+            return nothing
+        self.index.touch(resident, new_request=False)  # first, so that a chain is not evicted for its own tail
+        chosen, slots, compared = self._choose(keys, compares=compares)
+        self._touch_chain([slot for key in keys if (slot := find(key)) is not None], req_id)
+        if not chosen:
+            return nothing
         transfer = Transfer(
             Kind.STORE, self._issue(), req_id, tuple(chosen), tuple(slots), compared=frozenset(compared)
         )
-        if chosen:
-            self.index.pin(slots)
-            self._running[transfer.ticket] = _Running(transfer)
-            self._store_of.update(dict.fromkeys(chosen, transfer.ticket))
-        self._touch_chain(keys, req_id)
+        self.index.pin(slots)
+        self._running[transfer.ticket] = _Running(transfer)
+        self._store_of.update(dict.fromkeys(chosen, transfer.ticket))
         return transfer
 
-    def _touch_chain(self, keys: Sequence[Key], req_id: str) -> None:
+    def _touch_chain(self, chain: Sequence[int], req_id: str) -> None:
         """A further part of the request's chain was used: it belongs behind the part before it."""
-        chain = [slot for key in keys if (slot := self._find(key)) is not None]
         if not chain:
             return
         tail = self._tails.get(req_id)
@@ -325,13 +344,13 @@ class Pool:
             transfer = self._running.pop(ticket).transfer
             self.index.release(transfer.slots, State.READY)
             stored = [
-                key
-                for position, key in enumerate(transfer.keys)
+                position
+                for position in range(len(transfer.keys))
                 if position not in transfer.compared and self._holds(transfer, position)
             ]
             self.counts["chunks stored"] += len(stored)
-            self.events.stored(Tier.MEMORY, stored)
-            self._offer(transfer, again=False)
+            self.events.stored(Tier.MEMORY, [transfer.keys[position] for position in stored])
+            self._offer(transfer, stored, again=False)
 
     # ---- reports of the ranks ----------------------------------------------------------------------------
 
@@ -379,6 +398,7 @@ class Pool:
         if transfer.kind is Kind.LOAD and not running.counted:
             running.counted = True
             self._failed_loads[transfer.req_id] += 1
+            self.exceptional = True
 
     def _on_difference(self, count: int) -> None:
         """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted."""
@@ -388,7 +408,7 @@ class Pool:
     def close_down(self, why: str) -> None:
         """Answer every lookup with a miss and store nothing, until :meth:`reset`. Says so, loudly."""
         if not self.broken:
-            self.broken = why
+            self.broken, self.exceptional = why, True
             logger.error(
                 "kvpool loads and stores nothing from now on: %s. Resetting the external cache starts anew", why
             )

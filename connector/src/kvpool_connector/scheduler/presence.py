@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome, Store
-from kvpool_connector.tiers.slots import Key
+from kvpool_connector.tiers.keymap import Key
 
 logger = get_logger(__name__)
 

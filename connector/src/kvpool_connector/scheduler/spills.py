@@ -16,7 +16,8 @@ from typing import Literal, Protocol
 
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.tiers.slots import Key, SlotIndex
+from kvpool_connector.tiers.keymap import Key
+from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.transfer import Spill, Ticket, Tier
 
 BATCH = 32
@@ -126,6 +127,11 @@ class Spills:
         self._pinned = 0
         self._has_back = any(target.policy == "write_back" for target in targets)
         self.counts: Counter[str] = Counter()
+
+    @property
+    def wanted(self) -> bool:
+        """There is a lower tier to offer rows to."""
+        return any(target.usable for target in self._targets)
 
     @property
     def busy(self) -> bool:
