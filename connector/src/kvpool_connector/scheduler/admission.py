@@ -20,15 +20,18 @@ logger = get_logger(__name__)
 
 CLOSE_ABOVE, OPEN_BELOW = 0.9, 0.7
 """Loading time ÷ computing time. The gap keeps a tier at the border from switching with every request."""
-PROBE_EVERY_S = 5.0
-"""A tier that is not used for loads is measured this often, by a read that no request waits for."""
+PROBE_EVERY_S, PROBE_SHARE = 1.0, 0.1
+"""A tier that is not used for loads is measured by reads of single parts that no request waits for: at most so often, and
+at most for so much of the time, since on a slow link a probe itself takes long."""
+UNKNOWN_BUDGET_S = 2.0
+"""What a fetch may take as long as nothing was computed that it could be compared with."""
 FIRST_PROBE_S = 0.1
 """So long a request waits for the very first measurement of a tier. 1 MiB in 0.1 s are 10 MB/s."""
 MIN_STEP_TOKENS = 128
 """Smaller steps decode rather than prefill."""
 SHARE_FOR_LOOKUP = 0.05
 """Of what computing a prompt would take: so long waiting for the store's answer is worth while."""
-_WEIGHT = 0.3
+_WEIGHT = 0.5
 
 
 @dataclasses.dataclass(slots=True)
@@ -110,9 +113,10 @@ class Admission:
         return before != [line.rate for line in self._lines.values()]
 
     def wants_probe(self, tier: Tier) -> bool:
-        """Whether to measure this tier now. True at most once in `PROBE_EVERY_S`."""
+        """Whether to measure this tier now, see `PROBE_EVERY_S`."""
         line, now = self._lines[tier], self._clock()
-        if now - line.probed_at < PROBE_EVERY_S:
+        pause_s = max(PROBE_EVERY_S, (self.load_s(tier, 1) or 0.0) / PROBE_SHARE)
+        if now - line.probed_at < pause_s:
             return False
         line.probed_at = now
         return True
@@ -128,8 +132,10 @@ class Admission:
 
     def fetch_budget_s(self, chunks: int, most_s: float) -> float:
         """How long a fetch may take before computing would have been the better choice."""
-        compute_s = self.compute_s(chunks) if self._enabled else None
-        return most_s if compute_s is None else min(most_s, max(compute_s, 0.05))
+        if not self._enabled:
+            return most_s
+        compute_s = self.compute_s(chunks)
+        return min(most_s, UNKNOWN_BUDGET_S if compute_s is None else max(compute_s, 0.05))
 
     def lookup_patience_s(self, chunks: int, least_s: float) -> float:
         """How long to wait for the store's answer about so many chunks."""
