@@ -249,7 +249,7 @@ class Scored:
 POLICIES: dict[str, Callable[[int], Cache]] = {
     "lru": lambda slots: Indexed(slots, Lru()),
     "slru": lambda slots: Indexed(slots, Slru()),
-    "slru, no depth": lambda slots: Indexed(slots, Slru(depth=0)),
+    "slru, flat": lambda slots: Indexed(slots, Slru(depth=0)),
     "ARC": Arc,
     "S3-FIFO": S3Fifo,
     "age / uses": lambda slots: Indexed(slots, Scored(lambda age, uses, depth: -age / uses)),
@@ -289,14 +289,14 @@ def measure(seeds: int) -> Rates:
 def table(rates: Rates) -> str:
     """Median in per cent, and half the distance from lowest to highest."""
     columns = [(trace, slots) for trace in TRACES for slots in SIZES[trace]]
-    lines = [" " * 15 + "".join(f"{trace:^30}" for trace in TRACES)]
-    lines.append(f"{'slots':15}" + "".join(f"{slots:>10}" for _, slots in columns))
+    lines = [" " * 13 + "".join(f"{trace:^27}" for trace in TRACES)]
+    lines.append(f"{'slots':13}" + "".join(f"{slots:>9}" for _, slots in columns))
     for name in POLICIES:
         cells = ""
         for trace, slots in columns:
             values = rates[name, trace, slots]
-            cells += f"{100 * statistics.median(values):6.1f} ±{50 * (max(values) - min(values)):<2.0f}"
-        lines.append(f"{name:15}{cells}")
+            cells += f"{100 * statistics.median(values):5.1f} ±{50 * (max(values) - min(values)):<2.0f}"
+        lines.append(f"{name:13}{cells}")
     return "\n".join(lines)
 
 

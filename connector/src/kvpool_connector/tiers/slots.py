@@ -265,9 +265,12 @@ class SlotIndex:
         depth = self._depths[chain[0]] if after is None else self._depths[after] + 1
         self._of.depth[numbers] = np.arange(depth, depth + len(numbers), dtype=np.uint32)
         self._of.stamp[numbers] = self._now if after is None else self._stamps[after]
+        uses = self._of.uses[numbers]
         if new_request:
-            uses = self._of.uses[numbers]
-            self._of.uses[numbers] = uses + (uses < MAX_USES)
+            uses += uses < MAX_USES
+        # Who used a block used what is before it: counts do not rise along a chain.
+        falling = np.maximum.accumulate(uses[::-1])[::-1]
+        self._of.uses[numbers] = falling if after is None else np.minimum(uses, self._uses[after])
 
 
 def _bytes(buffer: bytearray) -> npt.NDArray[np.uint8]:
