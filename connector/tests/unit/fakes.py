@@ -15,22 +15,35 @@ class FakePresence:
         self.remote: set[bytes] = set()
         self.generation = 1
         self.reachable = True
+        self.hung = False
+        """Questions stay open."""
         self.closed = False
+        self.asked: list[bytes] = []
+        """All questions, in order."""
         self._verdicts: dict[bytes, bool | None] = {}
+        self._answered = False
 
     def ask(self, key: bytes) -> bool | None:
         if self._verdicts.get(key) is not None:
             return self._verdicts[key]
         if not self.reachable:
             return False
-        return self._verdicts.setdefault(key, None)
+        if key not in self._verdicts:
+            self.asked.append(key)
+            self._verdicts[key] = None
+        return None
+
+    def take_answers(self) -> bool:
+        answered, self._answered = self._answered, False
+        return answered
 
     def believe(self, key: bytes, present: bool) -> None:
         self._verdicts[key] = present
 
     def flush(self) -> None:
         for key, verdict in self._verdicts.items():
-            if verdict is None:
+            if verdict is None and not self.hung:
+                self._answered = True
                 self._verdicts[key] = self.reachable and key in self.remote
 
     def forget(self) -> None:

@@ -6,17 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes, load, parse, parse_quantity
+from kvpool_connector.config.model import EvictionPolicy
 from kvpool_connector.log import get_logger
+from kvpool_connector.tiers.policy import make_policy
 
 SMALLEST: dict[str, Any] = {"tiers": {"cpu": {"size": "8Gi"}}}
 REMOTE: dict[str, Any] = {"type": "redis", "host": "store"}
+
+
+def with_disk(**changes: object) -> dict[str, Any]:
+    """The smallest configuration with a disk tier."""
+    return {"tiers": {"cpu": {"size": "8Gi"}, "disk": {"path": "/disk", "size": "64Gi"} | changes}}
 
 
 def refused(content: object) -> str:
@@ -34,8 +41,12 @@ def test_the_smallest_configuration_is_one_size() -> None:
         "pool": None,
         "tenant": "",
         "model_revision": None,
-        "tiers": {"cpu": {"size": 8 << 30, "eviction_policy": "lru"}},
+        "tiers": {"cpu": {"size": 8 << 30, "eviction_policy": "lru"}, "disk": None},
         "remote": None,
+        "chunk_tokens": None,
+        "admission": "measured",
+        "verify_one_in": None,
+        "on_failure": "stop",
         "offload_generated_tokens": True,
     }
 
@@ -46,8 +57,38 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     assert remote is not None
     assert remote.model_dump() == {
         "type": "redis", "host": "store", "port": 6379, "database": 0, "username": None, "password_file": None, "ttl_s": None,
-        "timeouts": {"lookup_ms": 500, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
+        "write_policy": "write_through",
+        "timeouts": {"lookup_ms": 50, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
     }  # fmt: skip
+
+
+def test_the_smallest_disk_tier_is_a_path_and_a_size() -> None:
+    """Everything else has a default."""
+    disk = parse(with_disk(), "test").tiers.disk
+    assert disk is not None
+    assert disk.model_dump() == {
+        "path": "/disk", "size": 64 << 30, "eviction_policy": "lru", "write_policy": "write_through"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["write_through", "write_back", "selective"])
+def test_each_lower_tier_has_its_own_write_policy(policy: str) -> None:
+    """The other one keeps its default."""
+    config = parse(with_disk(write_policy=policy) | {"remote": REMOTE}, "test")
+    assert config.tiers.disk is not None
+    assert config.remote is not None
+    assert (config.tiers.disk.write_policy, config.remote.write_policy) == (policy, "write_through")
+    config = parse(with_disk() | {"remote": REMOTE | {"write_policy": policy}}, "test")
+    assert config.tiers.disk is not None
+    assert config.remote is not None
+    assert (config.tiers.disk.write_policy, config.remote.write_policy) == ("write_through", policy)
+
+
+@pytest.mark.parametrize("name", get_args(EvictionPolicy))
+def test_every_eviction_policy_of_the_file_can_be_made(name: str) -> None:
+    """The names are those of the tiers' policies."""
+    config = parse({"tiers": {"cpu": {"size": "8Gi", "eviction_policy": name}}}, "test")
+    make_policy(config.tiers.cpu.eviction_policy)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +96,11 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     [
         (SMALLEST | {"tennant": "a"}, "tennant: unknown key, did you mean 'tenant'?"),
         ({"tiers": {"cpu": {"sise": "8Gi", "size": 1 << 30}}}, "tiers.cpu.sise: unknown key, did you mean 'size'?"),
+        (SMALLEST | {"verify_one": 5}, "verify_one: unknown key, did you mean 'verify_one_in'?"),
+        (
+            {"tiers": {"cpu": {"size": "8Gi"}, "disk": {"path": "/d", "size": "8Gi", "write_polcy": "selective"}}},
+            "tiers.disk.write_polcy: unknown key, did you mean 'write_policy'?",
+        ),
         ({"tiers": {"cpu": {"size": "8Gi"}, "zzz": {}}}, "tiers.zzz: unknown key: remove it"),
         (SMALLEST | {"remote": REMOTE | {"hots": "x"}}, "remote.hots: unknown key, did you mean 'host'?"),
         (
@@ -98,6 +144,17 @@ def test_a_version_that_is_none(version: object) -> None:
         ({"tiers": {"cpu": {"size": None}}}, "tiers.cpu.size"),
         ({"tiers": {"cpu": {"size": ["8Gi"]}}}, "tiers.cpu.size"),
         ({"tiers": {"cpu": {"size": "8Gi", "eviction_policy": "random"}}}, "tiers.cpu.eviction_policy"),
+        (with_disk(path=""), "tiers.disk.path"),
+        (with_disk(size=1000), "tiers.disk.size"),
+        (with_disk(eviction_policy="random"), "tiers.disk.eviction_policy"),
+        (with_disk(write_policy="sometimes"), "tiers.disk.write_policy"),
+        ({"tiers": {"cpu": {"size": "8Gi"}, "disk": {"size": "8Gi"}}}, "tiers.disk.path"),
+        (SMALLEST | {"remote": REMOTE | {"write_policy": "never"}}, "remote.write_policy"),
+        (SMALLEST | {"chunk_tokens": 0}, "chunk_tokens"),
+        (SMALLEST | {"chunk_tokens": 65_537}, "chunk_tokens"),
+        (SMALLEST | {"admission": "never"}, "admission"),
+        (SMALLEST | {"verify_one_in": 0}, "verify_one_in"),
+        (SMALLEST | {"on_failure": "ignore"}, "on_failure"),
         (SMALLEST | {"tenant": "a b"}, "tenant"),
         (SMALLEST | {"tenant": "a" * 64}, "tenant"),
         (SMALLEST | {"tenant": "a\n"}, "tenant"),

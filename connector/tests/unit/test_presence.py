@@ -43,7 +43,7 @@ def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     def build(store: FakeStore, *, reached: bool = True, **options: Any) -> Presence:
         arguments: dict[str, Any] = {
             "names": lambda key: [key],
-            "timeout_s": 1.0,
+            "timeout_s": lambda questions: 1.0,
             "patience_s": 2.0,
             "clock": clock,
         } | options
@@ -125,6 +125,60 @@ def test_a_late_answer_is_a_miss_and_is_believed_afterwards(make: Make, clock: C
     assert presence.reachable  # late is not lost
     go.set()
     wait_until("it is believed", lambda: presence.ask(b"here") is True)
+
+
+def test_the_deadline_begins_when_the_batch_is_sent(make: Make, clock: Clock) -> None:
+    """A long step before that is no fault of the store's, and a larger batch has more time."""
+    store, go = FakeStore({b"here": b"1"}), threading.Event()
+    presence = make(store, timeout_s=lambda questions: 0.1 * questions)
+    store.before = lambda verb: go.wait(5) if verb == "exists" else None
+    keys = [b"here", b"a", b"b", b"c"]
+    assert [presence.ask(key) for key in keys] == [None] * 4
+    clock.now += 100
+    assert presence.ask(b"here") is None
+    presence.flush()
+    clock.now += 0.39
+    assert [presence.ask(key) for key in keys] == [None] * 4
+    clock.now += 0.02
+    assert [presence.ask(key) for key in keys] == [False] * 4
+    assert presence.late == 4
+    go.set()
+
+
+def test_taking_answers_says_whether_there_were_any(make: Make) -> None:
+    """Requests that wait are scanned again only then."""
+    presence = make(FakeStore({b"here": b"1"}))
+    assert not presence.take_answers()
+    assert presence.ask(b"here") is None
+    assert not presence.take_answers()
+    presence.flush()
+    wait_until("the answer", presence.take_answers)
+    assert not presence.take_answers()
+    assert presence.ask(b"here") is True
+
+
+def test_an_answer_beats_its_deadline(make: Make, clock: Clock) -> None:
+    """What the thread knows by the time it is asked for is no late answer."""
+    presence = make(FakeStore({b"here": b"1"}))
+    assert presence.ask(b"here") is None
+    presence.flush()
+    wait_until("the answer", lambda: not presence._answers.empty())
+    clock.now += 10
+    assert presence.ask(b"here") is True
+    assert presence.late == 0
+
+
+def test_what_was_believed_meanwhile_is_not_made_late_by_the_flush(make: Make, clock: Clock) -> None:
+    """A verdict from elsewhere, between a question and its batch, keeps its own time."""
+    store, go = FakeStore({}), threading.Event()
+    presence = make(store)
+    store.before = lambda verb: go.wait(5) if verb == "exists" else None
+    assert presence.ask(b"here") is None
+    presence.believe(b"here", True)
+    presence.flush()
+    clock.now += 2
+    assert presence.ask(b"here") is True
+    go.set()
 
 
 def test_answers_are_believed_for_a_while(make: Make, clock: Clock) -> None:
