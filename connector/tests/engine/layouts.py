@@ -141,7 +141,7 @@ def _allocated(layout: str, groups: list[tuple[list[str], KVCacheSpec]], kernel_
 
 def _apart() -> Memory:
     """What vLLM 0.32 makes of HiSparse's indexer alone: pages with other layers between one block's and the next one's."""
-    block, sizes, starts = 1000, (300, 300, 120), (0, 300, 700)
+    block, sizes, starts = 1000, (200, 200, 200, 120), (0, 200, 500, 800)
     raw = torch.zeros(BLOCKS * block, dtype=torch.int8)
     views = [
         raw.as_strided((BLOCKS, size), (block, 1), storage_offset=at) for at, size in zip(starts, sizes, strict=True)
