@@ -5,4 +5,4 @@ cd "$(dirname "$0")/../requirements"
 PATH=$PATH:${KVPOOL_CACHE:-$HOME/.cache/kvpool}/uv-0.13.9/bin  # where tools/setup.sh puts uv
 compile() { uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 --no-header "$@"; }
 for name in operator dev; do compile "$name.in" -o "$name.txt"; done
-compile engine.in --override engine.overrides -o engine.txt
+for name in engine lmcache; do compile "$name.in" --override engine.overrides -o "$name.txt"; done

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make what a target needs: `tools/setup.sh [dev] [engine] [servers]`.
+# Make what a target needs: `tools/setup.sh [dev] [engine] [servers] [lmcache]`.
 #
 #   dev      .venvs/dev      checks, tests and the harness; no vLLM
 #   engine   .venvs/engine   vLLM's CPU build, about 6 GB, kept in the cache
+#   lmcache  .venvs/lmcache  the same vLLM with LMCache, for the comparison of make bench-engine; about 7 GB, kept in the cache
 #   servers  redis-server on the PATH, or unpacked from the distribution's package into the cache (no root)
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
@@ -44,23 +45,27 @@ dev() {
   echo "$stamp" >.venvs/dev/stamp
 }
 
-# Large: in the cache, by the hash of its inputs, shared by all checkouts; .venvs/engine is a link to it. Compiled to bytecode, since
+# Large: in the cache, by the hash of its inputs, shared by all checkouts; .venvs/$1 is a link to it. Compiled to bytecode, since
 # Pods mount it read-only, and importing vLLM from sources takes minutes. Our connector is not in it: it comes by PYTHONPATH.
-engine() {
-  local home; home=$CACHE/engine-$(hash_of requirements/engine.txt)
+with_vllm() {
+  local home; home=$CACHE/$1-$(hash_of "requirements/$1.txt")
   mkdir -p .venvs
   if [ ! -d "$home" ]; then
     local work; work=$home.$$
-    say "vLLM's CPU build into $home (about 6 GB, $(grep -c '==' requirements/engine.txt) packages)"
+    say "$2 into $home ($(grep -c '==' "requirements/$1.txt") packages)"
     uv venv -q --clear --relocatable --python "$PYTHON" "$work"
-    install "$work" --require-hashes -r requirements/engine.txt
+    install "$work" --require-hashes -r "requirements/$1.txt"
     say "compiling it to bytecode"
     nice "$work/bin/python" -m compileall -q -j 2 "$work/lib" >/dev/null 2>&1 || true  # some packages ship files for other Pythons
     mv -T "$work" "$home" 2>/dev/null || rm -rf "$work"  # someone else was first
-    say "vLLM's CPU build is there"
+    say "$2 is there"
   fi
-  ln -sfnT "$home" .venvs/engine
+  ln -sfnT "$home" ".venvs/$1"
 }
+
+engine() { with_vllm engine "vLLM's CPU build, about 6 GB,"; }
+
+lmcache() { with_vllm lmcache "LMCache with vLLM's CPU build, about 7 GB,"; }
 
 servers() {
   command -v redis-server >/dev/null && return
@@ -90,6 +95,7 @@ for what in "${@:-dev}"; do
     dev) dev ;;
     engine) engine ;;
     servers) servers ;;
-    *) die "unknown part '$what': dev, engine, servers" ;;
+    lmcache) lmcache ;;
+    *) die "unknown part '$what': dev, engine, servers, lmcache" ;;
   esac
 done
