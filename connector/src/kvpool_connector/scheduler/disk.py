@@ -30,6 +30,10 @@ class DiskIndex:
         """Size of the slab."""
         return self._index.slots
 
+    def keys(self) -> list[Key]:
+        """All keys, in no order."""
+        return [key for key, _ in self._index]
+
     def __contains__(self, key: Key) -> bool:
         """Stored, or being stored."""
         return key in self._index

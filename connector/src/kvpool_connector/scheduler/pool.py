@@ -450,6 +450,7 @@ class Pool:
         self.events.removed(Tier.MEMORY, [key for key, _ in self.index])
         self.index.clear(keep=[slot for spill in running for slot in spill.slots])
         if self.disk is not None:
+            self.events.removed(Tier.DISK, self.disk.keys())
             self.disk.clear(writing=[slot for spill in running for slot in spill.disk_slots])
         if self._presence is not None:
             self._presence.forget()
