@@ -157,6 +157,30 @@ def test_taking_answers_says_whether_there_were_any(make: Make) -> None:
     assert presence.ask(b"here") is True
 
 
+def test_an_answer_that_a_question_took_along_is_still_news(make: Make) -> None:
+    """The request that waits for it is another one than the request that asks now."""
+    presence = make(FakeStore({b"here": b"1"}))
+    assert verdict(presence, b"here") is True
+    assert presence.take_answers()
+
+
+def test_a_deadline_that_passes_is_news(make: Make, clock: Clock) -> None:
+    """Or requests would wait for a hanging store until it is taken for lost."""
+    store, go = FakeStore({}), threading.Event()
+    presence = make(store)
+    store.before = lambda verb: go.wait(5) if verb == "exists" else None
+    for key in (b"a", b"b"):
+        assert presence.ask(key) is None
+        presence.flush()
+        clock.now += 0.5
+    assert presence.take_answers()  # a's deadline
+    assert not presence.take_answers()
+    clock.now += 0.5
+    assert presence.take_answers()
+    assert presence.ask(b"b") is False
+    go.set()
+
+
 def test_an_answer_beats_its_deadline(make: Make, clock: Clock) -> None:
     """What the thread knows by the time it is asked for is no late answer."""
     presence = make(FakeStore({b"here": b"1"}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import heapq
 import math
 import queue
 import threading
@@ -61,6 +62,8 @@ class Presence:
         self._pending: list[Key] = []
         self._questions: queue.SimpleQueue[tuple[float, list[Key]] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Key, bool]] = queue.SimpleQueue()
+        self._deadlines: list[float] = []  # a heap: of the batches that were sent
+        self._news = False
         self._greeting = greeting
         self._generation = 0
         self._reachable = False
@@ -82,8 +85,8 @@ class Presence:
 
     def ask(self, key: Key) -> bool | None:
         """Present, absent, or None: not known yet, ask again in the next step (bounded by the deadline)."""
-        self.take_answers()
         now = self._clock()
+        self._collect(now)
         verdict = self._verdicts.get(key)
         if verdict is not None and now < verdict.until:
             return verdict.present
@@ -98,12 +101,19 @@ class Presence:
         return None
 
     def take_answers(self) -> bool:
-        """Note what the thread found out meanwhile. True if there was anything."""
-        if self._answers.empty():
-            return False
+        """Note what the thread found out meanwhile. True if there was anything since the last call, or a batch's deadline
+        passed: what was told to ask again should do so now."""
+        self._collect(self._clock())
+        news, self._news = self._news, False
+        return news
+
+    def _collect(self, now: float) -> None:
         while not self._answers.empty():
             self.believe(*self._answers.get())
-        return True
+            self._news = True
+        while self._deadlines and self._deadlines[0] <= now:
+            heapq.heappop(self._deadlines)
+            self._news = True
 
     def _count_late(self, now: float) -> None:
         """Never silent: what is given up here is computed although the store may have it."""
@@ -128,6 +138,7 @@ class Presence:
             for key in self._pending:
                 if (verdict := self._verdicts.get(key)) is not None and verdict.present is None:
                     verdict.until = until
+            heapq.heappush(self._deadlines, until)
             self._questions.put((time.monotonic() + self._patience_s, self._pending))
             self._pending = []
 
