@@ -1,348 +1,296 @@
-"""The scheduler's decisions, one at a time. test_pool_machine.py lets them meet in any order."""
+"""The scheduler's decisions about memory and the remote store, one at a time. test_pool_machine.py lets them meet in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import pytest
 
-from connector.tests.unit.fakes import FakePresence
-from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS, Lookup, Pool
-from kvpool_connector.scheduler.presence import Presence
+from connector.tests.unit.pools import HIT, KEYS, MISS, PENDING, RETRY, Make
+from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS
 from kvpool_connector.tiers.slots import State
-from kvpool_connector.transfer import Kind, Reports, Transfer
+from kvpool_connector.transfer import Kind, Reports, Tier
 
-KEYS = [bytes([number]) * 8 for number in range(8)]
-
-
-class Rig:
-    """A pool with a remote store that answers by the next step."""
-
-    def __init__(self, slots: int = 4, ranks: int = 1, *, remote: bool = True) -> None:
-        self.presence = FakePresence()
-        self.pool = Pool(slots, ranks, cast(Presence, self.presence) if remote else None)
-        self.ranks = ranks
-
-    def put_ended(self, transfer: Transfer, failed: set[int] | None = None) -> None:
-        """All ranks report the end of a put."""
-        self.pool.on_reports(Reports(puts={transfer.ticket: [failed or set() for _ in range(self.ranks)]}))
-
-    def stored(self, keys: Sequence[bytes], req_id: str = "w") -> Transfer:
-        """A store from its beginning to its end."""
-        transfer, _ = self.pool.begin_store(keys, req_id)
-        self.pool.end_store(transfer.keys)
-        if transfer.put and transfer.keys:
-            self.put_ended(transfer)
-        return transfer
-
-    def busy(self) -> bool:
-        """Whether the engine must go on stepping."""
-        return self.pool.busy
-
-    def lookup(self, key: bytes, req_id: str = "r") -> Lookup:
-        """With a step in between, if the store must be asked."""
-        answer = self.pool.lookup(key, req_id)
-        if answer is Lookup.RETRY:
-            self.pool.end_step()
-            answer = self.pool.lookup(key, req_id)
-        return answer
+A, B, C, D, E, F = KEYS[:6]
+MEMORY = Tier.MEMORY
 
 
-def test_unknown_keys_are_misses_without_a_store() -> None:
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_keys_are_misses_without_lower_tiers(rig: Make) -> None:
     """Nothing to ask."""
-    assert Rig(remote=False).pool.lookup(KEYS[0], "r") is Lookup.MISS
+    assert rig().pool.lookup(A, "r") is MISS
 
 
-def test_the_store_is_asked_once_per_step() -> None:
-    """RETRY until it answered, then HIT or MISS."""
-    rig = Rig()
-    rig.presence.remote.add(KEYS[0])
-    assert [rig.pool.lookup(key, "r") for key in KEYS[:2]] == [Lookup.RETRY] * 2
-    rig.pool.end_step()
-    assert [rig.pool.lookup(key, "r") for key in KEYS[:2]] == [Lookup.HIT, Lookup.MISS]
-    assert rig.pool.is_remote(KEYS[0])
-    assert not rig.pool.is_remote(KEYS[1])
-
-
-def test_a_stored_block_is_a_hit_from_its_end_on() -> None:
-    """A pending store is a miss."""
-    rig = Rig(remote=False)
-    transfer, evicted = rig.pool.begin_store(KEYS[:2], "w")
-    assert (transfer.kind, transfer.keys, transfer.put, evicted) == (Kind.STORE, tuple(KEYS[:2]), False, [])
+def test_a_stored_block_is_a_hit_from_its_end_on(rig: Make) -> None:
+    """A pending store is a miss: waiting for it may take longer than computing."""
+    it = rig()
+    transfer = it.pool.begin_store([A, B], "w")
+    assert (transfer.kind, transfer.keys, transfer.compared) == (Kind.STORE, (A, B), frozenset())
     assert len(set(transfer.slots)) == 2
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.MISS
-    rig.pool.end_store(transfer.keys)
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.HIT
-    assert not rig.pool.is_remote(KEYS[0])
-    assert not rig.busy()
+    assert it.pool.lookup(A, "r") is MISS
+    it.pool.end_store(transfer.keys)
+    assert it.pool.lookup(A, "r") is HIT
+    assert it.pool.tier_of(A) is MEMORY
+    assert (it.pool.busy, it.references) == (False, 0)
 
 
-def test_a_load_from_memory_reads_the_slot_of_the_store() -> None:
-    """Without a fetch."""
-    rig = Rig()
-    stored = rig.stored(KEYS[:3])
-    assert [rig.lookup(key) for key in KEYS[:3]] == [Lookup.HIT] * 3
-    load = rig.pool.begin_load(KEYS[:3], "r")
-    assert (load.slots, load.fetch, load.req_id) == (stored.slots, (False,) * 3, "r")
-    rig.pool.end_step()
-    rig.pool.end_load(load.keys, "r")
-    assert all(entry.refs == 0 for _, entry in rig.pool.index)
+def test_a_load_from_memory_reads_the_slots_of_the_store(rig: Make) -> None:
+    """Without a fetch; pinned until its end."""
+    it = rig(remote=True)
+    stored = it.stored(A, B, C)
+    it.settle()
+    load = it.load(A, B, C)
+    assert (load.kind, load.slots, load.req_id) == (Kind.LOAD, stored.slots, "r")
+    assert (load.from_disk, load.from_remote, load.fetch_s) == ((), (), 0.0)
+    assert it.references == 3
+    it.pool.end_load("r")
+    assert it.references == 0
 
 
-def test_a_load_from_the_store_fills_a_slot_that_then_serves_memory() -> None:
-    """PENDING for others while it runs."""
-    rig = Rig()
-    rig.presence.remote.add(KEYS[0])
-    assert rig.lookup(KEYS[0]) is Lookup.HIT
-    load = rig.pool.begin_load([KEYS[0]], "r")
-    assert load.fetch == (True,)
-    assert rig.pool.lookup(KEYS[0], "other") is Lookup.PENDING
-    rig.pool.end_step()
-    rig.pool.end_load([KEYS[0]], "r")
-    assert rig.pool.lookup(KEYS[0], "other") is Lookup.HIT
-    assert rig.pool.begin_load([KEYS[0]], "other").fetch == (False,)
+def test_a_block_that_is_read_is_not_evicted(rig: Make) -> None:
+    """Its slot is free for others when the load ended."""
+    it = rig(slots=1)
+    it.stored(A)
+    it.load(A)
+    assert it.pool.begin_store([B], "w").keys == ()
+    it.pool.end_load("r")
+    assert it.stored(B).keys == (B,)
 
 
-def test_a_promise_that_no_load_takes_up_lapses() -> None:
-    """The slot is free for others in the next step."""
-    rig = Rig(slots=1)
-    rig.presence.remote.update(KEYS)
-    assert [rig.pool.lookup(key, "r") for key in KEYS[:2]] == [Lookup.RETRY] * 2
-    rig.pool.end_step()
-    assert [rig.pool.lookup(key, "r") for key in KEYS[:2]] == [Lookup.HIT, Lookup.MISS]  # one slot
-    assert rig.pool.index.free == 0
-    rig.pool.end_step()
-    assert rig.pool.index.free == 1
-
-
-def test_a_promised_slot_is_not_evicted_in_the_same_step() -> None:
+def test_a_promised_block_is_not_evicted_for_another_hit_of_the_step(rig: Make) -> None:
     """A load that follows cannot be refused."""
-    rig = Rig(slots=1, remote=False)
-    rig.stored(KEYS[:1])
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.HIT
-    transfer, evicted = rig.pool.begin_store(KEYS[1:2], "w")
-    assert (transfer.keys, evicted) == ((), [])
-    rig.pool.end_step()
-    transfer, evicted = rig.pool.begin_store(KEYS[1:2], "w")
-    assert (transfer.keys, evicted) == ((KEYS[1],), [KEYS[0]])
+    it = rig(slots=1, remote=True)
+    it.stored(A)
+    it.settle()
+    it.presence.remote.add(B)
+    assert it.pool.lookup(B, "r") is RETRY
+    it.step()
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [HIT, MISS]
+    it.step()
+    assert [it.pool.lookup(key, "other") for key in (B, A)] == [HIT, MISS]
 
 
-def test_a_chain_is_stored_from_its_head_as_far_as_there_is_room() -> None:
+def test_a_chain_is_stored_from_its_head_as_far_as_there_is_room(rig: Make) -> None:
     """A tail without its head can never be hit."""
-    rig = Rig(slots=3, remote=False)
-    transfer, _ = rig.pool.begin_store(KEYS[:5], "w")
-    assert transfer.keys == tuple(KEYS[:3])
+    it = rig(slots=3)
+    assert it.pool.begin_store(KEYS[:5], "w").keys == (A, B, C)
+    assert it.pool.counts["no slot for a store"] == 1
 
 
-def test_the_tail_of_a_chain_is_evicted_first() -> None:
-    """Also of the chain that is being stored: its resident head stays."""
-    rig = Rig(slots=3, remote=False)
-    rig.stored(KEYS[:3])
-    _, evicted = rig.pool.begin_store(KEYS[5:6], "w")
-    assert evicted == [KEYS[2]]
-    rig = Rig(slots=3, remote=False)
-    rig.stored(KEYS[:3])
-    rig.stored([KEYS[6]])
-    transfer, evicted = rig.pool.begin_store([*KEYS[:2], KEYS[5]], "w")
-    assert (transfer.keys, evicted) == ((KEYS[5],), [KEYS[6]])
+def test_the_tail_of_a_chain_is_evicted_first(rig: Make) -> None:
+    """The event says what went."""
+    it = rig(slots=3)
+    it.stored(A, B, C)
+    it.changes()
+    it.stored(D)
+    assert it.changes() == [(MEMORY, "removed", (C,)), (MEMORY, "stored", (D,))]
 
 
-def test_an_empty_store_leaves_nothing_behind() -> None:
+def test_a_chain_is_not_evicted_for_its_own_tail(rig: Make) -> None:
+    """Its resident head counts as used before room is made."""
+    it = rig(slots=3)
+    it.stored(A, B, C, req_id="w0")
+    it.stored(D, req_id="w1")
+    it.changes()
+    it.stored(A, B, E, req_id="w2")
+    assert it.changes()[0] == (MEMORY, "removed", (D,))
+
+
+def test_a_chain_that_is_offered_in_pieces_is_one_chain(rig: Make) -> None:
+    """A later piece lies behind the earlier ones, and goes before them."""
+    it = rig(slots=4)
+    it.stored(A, B, req_id="w")
+    it.stored(C, D, req_id="w")
+    it.changes()
+    it.stored(E, req_id="w1")
+    it.stored(F, req_id="w2")
+    assert [change for change in it.changes() if change[1] == "removed"] == [
+        (MEMORY, "removed", (D,)), (MEMORY, "removed", (C,))
+    ]  # fmt: skip
+
+
+def test_an_empty_store_leaves_nothing_behind(rig: Make) -> None:
     """vLLM throws it away and never completes it."""
-    rig = Rig()
-    rig.stored(KEYS[:2])
-    transfer, _ = rig.pool.begin_store(KEYS[:2], "w")
-    assert transfer.keys == ()
-    assert not rig.pool._running
-    assert not rig.busy()
+    it = rig()
+    it.stored(A, B)
+    assert it.pool.begin_store([A, B], "w").keys == ()
+    assert (it.pool._running, it.references, it.pool.busy) == ({}, 0, False)
 
 
-def test_a_put_keeps_its_slot_after_the_store_ended() -> None:
-    """Only its report frees the slot, and until then the engine must go on stepping."""
-    rig = Rig(slots=1)
-    transfer, _ = rig.pool.begin_store(KEYS[:1], "w")
-    assert transfer.put
-    rig.pool.end_store(transfer.keys)
-    assert rig.busy()
-    assert rig.lookup(KEYS[0]) is Lookup.HIT  # readable
-    rig.pool.end_step()
-    assert rig.pool.begin_store(KEYS[1:2], "w")[0].keys == ()
-    rig.put_ended(transfer)
-    assert not rig.busy()
-    assert rig.pool.begin_store(KEYS[1:2], "w")[0].keys == (KEYS[1],)
+@pytest.mark.parametrize("failing_first", [True, False])
+def test_a_block_that_one_of_two_loads_found_bad(rig: Make, failing_first: bool) -> None:
+    """It stays until both have ended, in any order, then it goes."""
+    it = rig()
+    it.stored(A)
+    loads = [it.load(A, req_id=req_id) for req_id in ("r0", "r1")]
+    it.pool.on_reports(Reports(failed={loads[0].ticket: {0}}))
+    it.pool.end_load("r0" if failing_first else "r1")
+    assert (it.references, A in it.index) == (1, True)
+    it.pool.end_load("r1" if failing_first else "r0")
+    assert (it.index.free, A in it.index) == (4, False)
 
 
-def test_a_put_ends_when_the_last_rank_reports() -> None:
-    """In any outputs; one rank's failure is enough for "not in the store"."""
-    rig = Rig(ranks=2)
-    transfer, _ = rig.pool.begin_store(KEYS[:2], "w")
-    rig.pool.end_store(transfer.keys)
-    rig.pool.on_reports(Reports(puts={transfer.ticket: [{1}]}))
-    assert rig.busy()
-    rig.pool.on_reports(Reports(puts={transfer.ticket: [set()]}))
-    assert not rig.busy()
-    assert [rig.pool.index[key].remote for key in KEYS[:2]] == [1, 0]
+# ---- the remote store --------------------------------------------------------------------------------------------
 
 
-def test_the_report_of_a_put_may_come_with_the_completion_of_its_store() -> None:
-    """Reports first."""
-    rig = Rig(ranks=2)
-    transfer, _ = rig.pool.begin_store(KEYS[:1], "w")
-    rig.put_ended(transfer)
-    rig.pool.end_store(transfer.keys)
-    assert rig.pool.index[KEYS[0]].refs == 0
-    assert rig.pool.index[KEYS[0]].state is State.READY
-    assert not rig.pool._running
+def test_the_store_is_asked_once_per_step(rig: Make) -> None:
+    """RETRY until it answered, then HIT or MISS."""
+    it = rig(remote=True)
+    it.presence.remote.add(A)
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [RETRY] * 2
+    it.step()
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [HIT, MISS]
+    assert [it.pool.tier_of(key) for key in (A, B)] == [Tier.REMOTE, MEMORY]
+    assert it.presence.asked == [A, B]
 
 
-def test_a_resident_block_that_the_store_lacks_is_stored_again() -> None:
-    """Into its own slot; a miss meanwhile, and not twice at a time."""
-    rig = Rig()
-    first = rig.stored(KEYS[:2])
-    assert rig.pool.begin_store(KEYS[:2], "w")[0].keys == ()
-    rig.presence.lose()
-    assert rig.pool.begin_store(KEYS[:2], "w")[0].keys == ()
-    rig.presence.come_back()
-    again, evicted = rig.pool.begin_store(KEYS[:2], "w")
-    assert (again.keys, again.slots, again.put, evicted) == (first.keys, first.slots, True, [])
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.MISS
-    assert rig.pool.begin_store(KEYS[:2], "w")[0].keys == ()
-    rig.pool.end_store(again.keys)
-    rig.put_ended(again)
-    assert rig.pool.begin_store(KEYS[:2], "w")[0].keys == ()
+def test_a_load_from_the_store_fills_a_slot_that_then_serves_memory(rig: Make) -> None:
+    """PENDING for others while it runs; an event when it is there."""
+    it = rig(remote=True)
+    it.stored(B)
+    it.presence.remote.add(A)
+    it.changes()
+    load = it.load(B, A)
+    assert (load.from_remote, load.from_disk, load.fetch_s) == ((1,), (), 5.0)
+    assert it.pool.lookup(A, "other") is PENDING
+    assert it.changes() == []
+    it.pool.end_load("r")
+    assert it.changes() == [(MEMORY, "stored", (A,))]
+    it.step()
+    assert it.load(A, req_id="other").from_remote == ()
 
 
-def test_a_dropped_put_is_tried_again() -> None:
-    """The next request that uses the block brings it back."""
-    rig = Rig()
-    transfer, _ = rig.pool.begin_store(KEYS[:2], "w")
-    rig.pool.end_store(transfer.keys)
-    rig.put_ended(transfer, {1})
-    assert rig.pool.begin_store(KEYS[:2], "w")[0].keys == (KEYS[1],)
+def test_a_promise_that_no_load_takes_up_lapses(rig: Make) -> None:
+    """The slot is free for others in the next step. Also where the request was aborted."""
+    it = rig(slots=1, remote=True)
+    it.presence.remote |= set(KEYS)
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [RETRY] * 2
+    it.step()
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [HIT, MISS]  # one slot
+    it.pool.forget_request("r")
+    assert it.index.free == 0
+    it.step()
+    assert (it.index.free, it.pool._reserved) == (1, {})
 
 
-def test_without_a_reachable_store_nothing_is_put() -> None:
-    """And nothing waits for a report."""
-    rig = Rig()
-    rig.presence.lose()
-    transfer, _ = rig.pool.begin_store(KEYS[:1], "w")
-    assert not transfer.put
-    rig.pool.end_store(transfer.keys)
-    assert not rig.busy()
-    assert not rig.pool._running
+def test_an_unreachable_store_is_a_miss_at_once(rig: Make) -> None:
+    """And nothing is written to it."""
+    it = rig(remote=True)
+    it.presence.lose()
+    assert it.pool.lookup(A, "r") is MISS
+    it.stored(A)
+    assert it.settle() == []
+    assert it.pool.store_reachable is False
+    assert rig().pool.store_reachable is None
 
 
-def test_a_failed_load_forgets_what_failed_only() -> None:
+# ---- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_load_forgets_what_failed_only(rig: Make) -> None:
     """And the store is not believed to have it."""
-    rig = Rig()
-    rig.stored(KEYS[:3])
-    for key in KEYS[:3]:
-        assert rig.lookup(key) is Lookup.HIT
-    load = rig.pool.begin_load(KEYS[:3], "r")
-    rig.pool.end_step()
-    rig.pool.on_reports(Reports(failed={load.ticket: {1}}))
-    assert rig.pool.lookup(KEYS[1], "other") is Lookup.MISS  # bad, while the load still holds it
-    rig.pool.end_load(load.keys, "r")
-    assert [key in rig.pool.index for key in KEYS[:3]] == [True, False, True]
-    rig.presence.remote.add(KEYS[1])
-    assert rig.pool.lookup(KEYS[1], "other") is Lookup.MISS
+    it = rig(remote=True)
+    it.stored(A, B, C)
+    it.settle()
+    it.changes()
+    load = it.load(A, B, C)
+    it.pool.on_reports(Reports(failed={load.ticket: {1}}))
+    assert it.pool.lookup(B, "other") is MISS  # bad, while the load still holds it
+    it.pool.end_load("r")
+    assert [key in it.index for key in (A, B, C)] == [True, False, True]
+    assert it.changes() == [(MEMORY, "removed", (B,))]
+    it.presence.remote.add(B)
+    assert it.pool.lookup(B, "other") is MISS
 
 
-def test_a_failed_store_was_never_there() -> None:
-    """Whether or not its put goes on."""
-    for remote in (False, True):
-        rig = Rig(remote=remote)
-        transfer, _ = rig.pool.begin_store(KEYS[:2], "w")
-        rig.pool.on_reports(Reports(failed={transfer.ticket: {0}}))
-        rig.pool.end_store(transfer.keys)
-        if remote:
-            rig.put_ended(transfer, {0})
-        assert KEYS[0] not in rig.pool.index
-        assert rig.pool.lookup(KEYS[1], "r") is Lookup.HIT
-        assert not rig.pool._running
+def test_a_failed_fetch_was_never_in_memory(rig: Make) -> None:
+    """No event says so, and its slot is free."""
+    it = rig(remote=True)
+    it.presence.remote |= {A, B}
+    it.loaded(A, B, failed={0})
+    assert it.changes() == [(MEMORY, "stored", (B,))]
+    assert (it.index.free, it.references) == (3, 0)
 
 
-def test_a_request_whose_loads_fail_is_computed() -> None:
-    """Others still hit."""
-    rig = Rig()
+def test_a_failed_store_was_never_there(rig: Make) -> None:
+    """It is not written down either."""
+    it = rig(remote=True)
+    transfer = it.pool.begin_store([A, B], "w")
+    it.pool.on_reports(Reports(failed={transfer.ticket: {0}}))
+    it.pool.end_store(transfer.keys)
+    assert it.changes() == [(MEMORY, "stored", (B,))]
+    assert [spill.keys for spill in it.settle()] == [(B,)]
+    assert A not in it.index
+
+
+def test_a_request_whose_loads_fail_is_computed(rig: Make) -> None:
+    """Others still hit. Two ranks' reports of one load are one failure."""
+    it = rig()
     for _ in range(MAX_FAILED_LOADS):
-        rig.stored([KEYS[0]])
-        assert rig.lookup(KEYS[0]) is Lookup.HIT
-        load = rig.pool.begin_load([KEYS[0]], "r")
-        rig.pool.end_step()
-        rig.pool.on_reports(Reports(failed={load.ticket: {0}}))
-        rig.pool.on_reports(Reports(failed={load.ticket: {0}}))  # another rank, another output: one failed load
-        rig.pool.end_load(load.keys, "r")
-    rig.stored([KEYS[0]])
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.MISS
-    assert rig.pool.lookup(KEYS[0], "other") is Lookup.HIT
-    rig.pool.forget_request("r")
-    assert rig.pool.lookup(KEYS[0], "r") is Lookup.HIT
+        it.stored(A)
+        load = it.load(A)
+        for _ in range(2):
+            it.pool.on_reports(Reports(failed={load.ticket: {0}}))
+        it.pool.end_load("r")
+    it.stored(A)
+    assert it.pool.lookup(A, "r") is MISS
+    assert it.pool.lookup(A, "other") is HIT
+    it.pool.forget_request("r")
+    assert it.pool.lookup(A, "r") is HIT
 
 
-def test_a_load_that_fails_after_its_request_is_not_remembered() -> None:
-    """Request ids are never used again, so it would stay for ever."""
-    rig = Rig()
-    rig.stored([KEYS[0]])
-    rig.lookup(KEYS[0])
-    load = rig.pool.begin_load([KEYS[0]], "r")
-    rig.pool.end_step()
-    rig.pool.forget_request("r")
-    rig.pool.on_reports(Reports(failed={load.ticket: {0}}))
-    rig.pool.end_load(load.keys, "r")
-    assert not rig.pool._failed_loads
-    assert not rig.pool._load_of
+def test_one_failed_load_is_forgiven(rig: Make) -> None:
+    """The second ends it."""
+    it = rig()
+    it.stored(A, B)
+    it.loaded(A, failed={0})
+    assert it.pool.lookup(B, "r") is HIT
 
 
-def test_reset_forgets_everything_but_running_puts() -> None:
-    """Their slots come back with the reports of all ranks; late failures of older jobs touch nothing new."""
-    rig = Rig(slots=3, ranks=2)
-    put, _ = rig.pool.begin_store(KEYS[:1], "w")
-    rig.presence.remote.add(KEYS[1])
-    assert rig.lookup(KEYS[1]) is Lookup.HIT
-    load = rig.pool.begin_load([KEYS[1]], "r")
-    rig.pool.end_step()
-    rig.pool.on_reports(Reports(puts={put.ticket: [set()]}))
-    rig.pool.reset()
-    assert len(rig.pool.index) == 0
-    assert rig.pool.index.free == 2
-    assert rig.busy()
-    assert rig.lookup(KEYS[0]) is Lookup.MISS
-
-    new, _ = rig.pool.begin_store([KEYS[0], KEYS[1], KEYS[2]], "w")
-    assert new.keys == (KEYS[0], KEYS[1])
-    assert put.slots[0] not in new.slots
-    rig.pool.on_reports(Reports(failed={load.ticket: {0}, put.ticket: {0}}, puts={put.ticket: [{0}]}))
-    assert rig.pool.index.free == 1
-    assert not rig.pool.index[KEYS[0]].bad
-    assert not rig.pool.index[KEYS[1]].bad
-    rig.pool.end_store(new.keys)
-    rig.put_ended(new)
-    assert not rig.busy()
+def test_a_failure_after_the_request_is_forgotten_with_it(rig: Make) -> None:
+    """Its id is not remembered for ever; its load ends all the same."""
+    it = rig()
+    it.stored(A)
+    load = it.load(A)
+    it.pool.forget_request("r")
+    it.pool.on_reports(Reports(failed={load.ticket: {0}}))
+    it.pool.end_load("r")
+    it.pool.end_step()
+    assert (it.pool._failed_loads, it.references, it.pool.exceptional) == ({}, 0, False)
 
 
-def test_close_ends_the_presence() -> None:
+# ---- life cycle --------------------------------------------------------------------------------------------------
+
+
+def test_reset_forgets_all_keys_and_what_runs(rig: Make) -> None:
+    """Reports of before are dropped: new blocks in the same slots stay good."""
+    it = rig(slots=3)
+    it.stored(A)
+    load, store = it.load(A), it.pool.begin_store([B], "w")
+    it.changes()
+    it.pool.reset()
+    assert it.changes() == [(MEMORY, "removed", (A,))]
+    assert (len(it.index), it.index.free, it.pool._running) == (0, 3, {})
+    new = it.stored(A, B, C)
+    assert sorted(new.slots) == [0, 1, 2]
+    it.pool.on_reports(Reports(failed={load.ticket: {0}, store.ticket: {0}}))
+    assert all(it.index.state[slot] == State.READY and it.index.good[slot] for slot in new.slots)
+
+
+def test_reset_leaves_the_store_its_parts(rig: Make) -> None:
+    """Other engines use them."""
+    it = rig(remote=True)
+    it.stored(A)
+    it.settle()
+    it.presence.remote.add(A)
+    it.pool.reset()
+    it.hits(A)
+    assert it.pool.tier_of(A) is Tier.REMOTE
+
+
+def test_close_ends_the_presence(rig: Make) -> None:
     """With or without one."""
-    rig = Rig()
-    rig.pool.close()
-    assert rig.presence.closed
-    Rig(remote=False).pool.close()
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_loads_of_one_block(order: tuple[int, int]) -> None:
-    """One fails: the block stays until the other has ended, then it goes."""
-    rig = Rig()
-    rig.stored([KEYS[0]])
-    loads = []
-    for req_id in ("r0", "r1"):
-        assert rig.lookup(KEYS[0], req_id) is Lookup.HIT
-        loads.append(rig.pool.begin_load([KEYS[0]], req_id))
-    rig.pool.end_step()
-    rig.pool.on_reports(Reports(failed={loads[0].ticket: {0}}))
-    rig.pool.end_load([KEYS[0]], f"r{order[0]}")
-    assert rig.pool.index[KEYS[0]].refs == 1
-    rig.pool.end_load([KEYS[0]], f"r{order[1]}")
-    assert KEYS[0] not in rig.pool.index
-    assert rig.pool.index.free == rig.pool.index.slots
+    it = rig(remote=True)
+    it.pool.close()
+    assert it.presence.closed
+    rig().pool.close()

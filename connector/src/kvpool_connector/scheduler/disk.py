@@ -31,8 +31,8 @@ class DiskIndex:
         return self._index.slots
 
     def keys(self) -> list[Key]:
-        """All keys, in no order."""
-        return [key for key, _ in self._index]
+        """What can be read from the slabs, in no order."""
+        return [key for key, slot in self._index if self._index.usable(slot)]
 
     def __contains__(self, key: Key) -> bool:
         """Stored, or being stored."""

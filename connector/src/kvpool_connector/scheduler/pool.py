@@ -59,6 +59,8 @@ class Lower:
 @dataclasses.dataclass(slots=True)
 class _Running:
     transfer: Transfer
+    generation: int = 0
+    """Of the remote store when the transfer began."""
     counted: bool = False
     """A failed load counts once, and not at all if its request is finished."""
 
@@ -203,7 +205,8 @@ class Pool:
             self.disk.end_step()
         if self._presence is not None:
             self._presence.flush()
-        self.spills.make_room()
+        if not self.broken:
+            self.spills.make_room()
 
     def take_orders(self) -> Orders:
         """What the ranks have to do beside vLLM's jobs. Called when the step's stores are known."""
@@ -243,16 +246,17 @@ class Pool:
         transfer = Transfer(
             Kind.LOAD, self._issue(), req_id, tuple(keys), tuple(slots), tuple(from_disk), tuple(from_remote), budget
         )
-        self._running[transfer.ticket] = _Running(transfer)
+        self._running[transfer.ticket] = _Running(transfer, self._presence.generation if self._presence else 0)
         self._load_of[req_id] = transfer.ticket
         return transfer
 
     def end_load(self, req_id: str) -> None:
         """All ranks ended the load; what failed was reported before, through :meth:`on_reports`."""
-        transfer = self._running.pop(self._load_of.pop(req_id)).transfer
+        running = self._running.pop(self._load_of.pop(req_id))
+        transfer = running.transfer
         fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
         for position in transfer.from_remote:
-            self.index.tag[transfer.slots[position]] = self._presence.generation if self._presence else 0
+            self.index.tag[transfer.slots[position]] = running.generation
         if transfer.from_disk:
             assert self.disk is not None
             self.disk.release([slot for _, slot in transfer.from_disk])
@@ -265,7 +269,7 @@ class Pool:
 
     def _offer(self, transfer: Transfer, positions: Sequence[int], *, again: bool) -> None:
         """Let the lower tiers have what they lack of a transfer's rows."""
-        if self.spills.wanted:
+        if self.spills.wanted and not self.broken:
             keys, slots = transfer.keys, transfer.slots
             self.spills.offer([keys[p] for p in positions], [slots[p] for p in positions], again=again)
 
@@ -328,7 +332,7 @@ class Pool:
                 if slot is None:
                     self.counts["no slot for a store"] += 1
                     break
-            elif compares and self._good[slot]:
+            elif compares and self._good[slot] and key not in self._store_of:  # one comparison at a time
                 compared.append(len(chosen))
             else:
                 continue
@@ -364,8 +368,9 @@ class Pool:
             running = self._running.get(ticket)
             if running is not None:  # else from before a reset
                 self._on_failed(running, positions)
-        for positions in reports.differed.values():
-            self._on_difference(len(positions))
+        for ticket, positions in reports.differed.items():
+            if ticket in self._running:
+                self._on_difference(len(positions))
         for ticket, ranks in reports.spilled.items():
             stale = self.spills.is_stale(ticket)
             spill = self.spills.on_report(ticket, ranks)
@@ -389,6 +394,8 @@ class Pool:
         for position in positions:
             key, slot = transfer.keys[position], transfer.slots[position]
             if self._find(key) == slot:
+                if self._good[slot]:
+                    self.events.removed(Tier.MEMORY, [key])
                 self.index.condemn(slot)
             if position in disk_slots:
                 if self.disk is not None and self.disk.forget(key, disk_slots[position]):
@@ -401,7 +408,8 @@ class Pool:
             self.exceptional = True
 
     def _on_difference(self, count: int) -> None:
-        """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted."""
+        """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted, or given to
+        other engines."""
         self.counts["verification mismatch"] += count
         self.close_down(f"verification: {count} recomputed chunks differ from the cached ones")
 
@@ -409,6 +417,7 @@ class Pool:
         """Answer every lookup with a miss and store nothing, until :meth:`reset`. Says so, loudly."""
         if not self.broken:
             self.broken, self.exceptional = why, True
+            self.spills.forget_waiting()
             logger.error(
                 "kvpool loads and stores nothing from now on: %s. Resetting the external cache starts anew", why
             )
@@ -447,7 +456,7 @@ class Pool:
         self._load_of.clear()
         self._store_of.clear()
         self._reserved.clear()
-        self.events.removed(Tier.MEMORY, [key for key, _ in self.index])
+        self.events.removed(Tier.MEMORY, [key for key, slot in self.index if self._good[slot]])
         self.index.clear(keep=[slot for spill in running for slot in spill.slots])
         if self.disk is not None:
             self.events.removed(Tier.DISK, self.disk.keys())

@@ -223,11 +223,15 @@ class Spills:
             spill, keys=tuple(key for position, key in enumerate(spill.keys) if position not in running.missing)
         )
 
+    def forget_waiting(self) -> None:
+        """Write nothing that is not being written already."""
+        for waiting in self._waiting:
+            waiting.clear()
+
     def reset(self) -> list[Spill]:
         """Forget what waits. Returns the spills that still run: their rows and disk slots stay taken until they are
         reported, and :meth:`on_report` then only gives them back."""
-        for waiting in self._waiting:
-            waiting.clear()
+        self.forget_waiting()
         for running in self._running.values():
             running.stale = True
         return [running.spill for running in self._running.values()]

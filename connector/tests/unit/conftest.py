@@ -1,0 +1,22 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from connector.tests.unit.pools import Make, Rig, closing
+
+
+@pytest.fixture
+def rig() -> Iterator[Make]:
+    """Makes pools, which are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(*args: Any, **options: Any) -> Rig:
+            return stack.enter_context(closing(Rig(*args, **options)))
+
+        yield make
