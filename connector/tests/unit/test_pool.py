@@ -1,4 +1,4 @@
-"""The scheduler's decisions about memory and the remote store, one at a time. test_pool_machine.py lets them meet in any order."""
+"""The scheduler's decisions about memory and the remote store, one at a time. test_pool_machine.py mixes them."""
 
 from __future__ import annotations
 

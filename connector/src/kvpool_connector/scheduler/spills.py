@@ -212,7 +212,8 @@ class Spills:
         self._pinned -= len(spill.slots)
         target = next(target for target in self._targets if target.tier is spill.tier)
         if running.stale:
-            self._index.give_back(spill.slots)
+            others = {slot for other in self._running.values() if other.stale for slot in other.spill.slots}
+            self._index.give_back(slot for slot in spill.slots if slot not in others)
             return spill
         target.end(spill, running.missing)
         self._clean(target, spill.slots)
