@@ -25,12 +25,16 @@ KV_TRANSFER = {
 class EngineProcess:
     """Started by :meth:`start`, as often as it is ended; keeps its port."""
 
-    def __init__(self, name: str, folder: Path, *, config: Path | None, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, config: Path | None, arguments: Sequence[str] = (), python: Path = ENGINE_PYTHON
+    ) -> None:
         """Args:
         folder: for the log.
         config: the connector's configuration file; None: vLLM alone.
         arguments: further ones for vLLM.
+        python: of the environment with vLLM in it.
         """
+        self._python = python
         self.name, self.log, self._config = name, folder / f"{name}.log", config
         self.port = free_port()
         self._arguments = list(arguments)
@@ -44,7 +48,7 @@ class EngineProcess:
     def start(self) -> None:
         """Returns at once; see :meth:`serving`."""
         command = [
-            str(ENGINE_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port),
+            str(self._python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port),
             "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
             "--prefix-caching-hash-algo", "sha256_cbor", *self._arguments,
         ]  # fmt: skip

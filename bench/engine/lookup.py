@@ -1,8 +1,8 @@
 """What the connector costs vLLM's scheduler thread: the life of a 128K-token prompt, and a step with 200 waiting requests.
 
-Run with the engine's Python: ``python -m bench.lookup``. Measured on the manager as vLLM calls it, without vLLM's own loops
-around it, whose time is printed beside it where they can be called alone. The store is a stand-in that never answers (the waiting
-requests) or is not there; everything else is the real thing.
+Run with the engine's Python: ``python -m bench.engine.lookup``. Measured on the manager as vLLM calls it, without vLLM's own
+loops around it, whose time is printed beside it where they can be called alone. The store is a stand-in that never answers (the
+waiting requests) or is not there; everything else is the real thing.
 """
 
 from __future__ import annotations
@@ -117,10 +117,9 @@ def waiting_requests() -> list[float]:
     return [timed(step) for _ in range(ROUNDS)]
 
 
-def figure(times: list[float]) -> dict[str, float]:
-    """Median, quartiles and how many."""
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3), "n": len(times)}
+def figure(times: list[float]) -> dict[str, Any]:
+    """Quartiles and how many."""
+    return {"quartiles": [round(value, 3) for value in statistics.quantiles(times, n=4)], "n": len(times)}
 
 
 def main() -> None:
@@ -130,7 +129,8 @@ def main() -> None:
     print(f"{'scheduler thread':<52}{'median':>10}{'quartiles':>18}")
     for what, numbers in [*((f"{KEYS} keys: {what}", n) for what, n in life.items()),
                           (f"a step with {WAITING} waiting requests of {KEYS_OF_ONE} keys", waiting)]:  # fmt: skip
-        print(f"{what:<52}{numbers['median']:>7.2f} ms{numbers['low']:>9.2f} - {numbers['high']:.2f}")
+        low, median, high = numbers["quartiles"]
+        print(f"{what:<52}{median:>7.2f} ms{low:>9.2f} - {high:.2f}")
     print(json.dumps({"lookup_8000_ms": life["lookup, load and store"], "waiting_step_ms": waiting}))
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks that import vLLM: run with the engine's Python."""

@@ -1,0 +1,133 @@
+"""``python -m bench.serving``: one run, about ten minutes on two cores. The last line is JSON; exit code 1 if a goal was missed.
+
+Part 1, modes interleaved: each prompt cold without the connector, with it and with LMCache; then warm from host memory.
+Part 2: the engine with the connector is ended and comes back with its disk. Part 3: time between tokens. Part 4: engines that
+never saw a prompt, with the store that the first one filled. Then what needs no server: copy, index, lookup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bench.serving import judge
+from bench.serving.client import tokens_of
+from bench.serving.engines import Stage
+from bench.serving.judge import Figure, paired
+from bench.serving.latency import Latency, p99, ratios
+from bench.serving.rounds import Prompt, Rounds
+from e2e.demo.report import machine
+from e2e.demo.steps import DOCUMENT, stopwatch
+from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ROOT
+
+ALIGNED_TOKENS = 12 * 256 + 1
+"""LMCache keeps chunks of 256 tokens, and the last token of a prompt is always computed: its rounding costs nothing here."""
+Say = Callable[[str], None]
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="bench.serving", description="Figures of engines with and without the pool.")
+    parser.add_argument("--rounds", type=int, default=5, help="prompts of a document")
+    parser.add_argument("--aligned", type=int, default=3, help=f"prompts of {ALIGNED_TOKENS} tokens")
+    parser.add_argument("--fresh", type=int, default=3, help="starts of a fresh engine")
+    parser.add_argument("--streams", type=int, default=3, help="streaming requests per condition")
+    options = parser.parse_args()
+    say, load = stopwatch(), os.getloadavg()[1]
+    with Stage() as stage:
+        say(f"engines start; logs in {stage.folder}")
+        stage.start("none", "pool", "lmcache")
+        say("vLLM alone, vLLM with the pool and vLLM with LMCache serve")
+        document = DOCUMENT.read_text()
+        text = tokens_of(stage.url("none"), MODEL_NAME, document)
+        prompts = [Prompt(f"document {number}", f"Round {number}.\n\n{document}") for number in range(options.rounds)]
+        aligned = [
+            Prompt(f"aligned {number}", [1000 + number, *text[: ALIGNED_TOKENS - 1]])
+            for number in range(options.aligned)
+        ]
+        rounds = Rounds(stage, say)
+        for prompt in prompts:
+            rounds.cold_and_warm(prompt, ("none", "pool", "lmcache"))
+        for prompt in aligned:
+            rounds.cold_and_warm(prompt, ("pool", "lmcache"))
+        stage.end("pool", "lmcache")
+        stage.start("reborn")
+        say("the engine with the pool is back in a new process")
+        for prompt in prompts:
+            rounds.from_tier(prompt, "reborn", "disk")
+        latency = Latency(stage, text, say)
+        latency.prepare()
+        for _ in range(options.streams):
+            latency.repeat()
+        stage.end("reborn")
+        for number in range(options.fresh):
+            stage.start("fresh")
+            first = number % len(prompts)
+            for place, prompt in enumerate([*prompts[first:], *prompts[:first]]):
+                rounds.from_tier(prompt, "fresh", "remote", "" if place else ", first hit")
+            stage.end("fresh")
+    return _report(rounds, latency, _alone(say), load)
+
+
+def _alone(say: Say) -> dict[str, Figure]:
+    """What is measured without a server, each in a process of its own."""
+    found = {}
+    for key, module, python in (
+        ("copy_share", "bench.copy", sys.executable),
+        ("index_bytes_per_chunk", "bench.index", sys.executable),
+        ("lookup_8000_ms", "bench.engine.lookup", str(ENGINE_PYTHON)),
+    ):
+        environment = os.environ | {"PYTHONPATH": f"{CONNECTOR}:{ROOT}"}
+        done = subprocess.run(
+            [python, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        try:
+            content: Any = json.loads(done.stdout.splitlines()[-1])[key]
+            found[key] = judge.from_json(content)
+            say(f"{key} {found[key].median}")
+        except (IndexError, ValueError, KeyError):
+            raise RuntimeError(f"{module} ended with {done.returncode}: {done.stderr[-2000:]}") from None
+    return found
+
+
+def _report(rounds: Rounds, latency: Latency, alone: dict[str, Figure], load: float) -> int:
+    seconds, gaps = rounds.seconds, latency.gaps
+    cold, theirs = seconds["cold none"], seconds["memory lmcache"]
+    documents = {prompt for prompt, _ in cold}
+    warm = [each for each in seconds["memory pool"] if each[0] in documents]
+    aligned = [each for each in seconds["memory pool"] if each[0] not in documents]
+    judged = {
+        "cold_ratio": paired(seconds["cold pool"], cold),
+        "warm_memory_ratio": paired(warm, cold),
+        "warm_disk_ratio": paired(seconds["disk reborn"], cold),
+        "remote_ratio": paired(seconds["remote fresh, first hit"], cold),
+        "vs_lmcache_mp": paired(warm, theirs),
+        "itl_median_ratio": ratios(gaps["busy"], gaps["quiet"], statistics.median),
+        "itl_p99_ratio": ratios(gaps["busy"], gaps["quiet"], p99),
+        **alone,
+    }
+    beside = {
+        "vs_lmcache_mp_aligned": paired(aligned, theirs),
+        "lmcache_cold_ratio": paired(seconds["cold lmcache"], cold),
+        "remote_ratio_later_hits": paired(seconds["remote fresh"], cold),
+        "itl_median_ratio_of_loads_alone": ratios(gaps["busy"], gaps["resident"], statistics.median),
+        "itl_p99_ratio_of_loads_alone": ratios(gaps["busy"], gaps["resident"], p99),
+    }
+    figures, more = ({k: f for k, f in some.items() if f is not None} for some in (judged, beside))
+    print(f"\n{judge.seconds_table(seconds)}\n\n{judge.table(figures)}\n\n{judge.plain_table(more)}\n")
+    missed = judge.missed(figures)
+    print("bench-engine: " + (f"missed: {', '.join(missed)}" if missed else "ok"))
+    line = {key: judge.as_json(figure) for key, figure in (figures | more).items()}
+    others = {condition: found.others for condition, found in gaps.items()}
+    print(json.dumps({**line, "itl_others": others, "load_before": load, "machine": machine()}))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
