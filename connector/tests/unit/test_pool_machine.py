@@ -1,132 +1,188 @@
 """The pool under everything that can happen, in any order that vLLM can produce.
 
-The machine plays vLLM's scheduler, two ranks and the remote store, and keeps a model of its own: what lies in each slot, which
-activity uses it, how many references a key must have.
+The machine plays vLLM's scheduler, two ranks, the remote store and the clock, and keeps a model of its own: what lies in each slot
+of memory and disk, who reads or writes it, what each tier was announced to hold. The disk index and its journal are real.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import cast
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from connector.tests.unit.fakes import FakePresence
-from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS, Lookup, Pool
+from connector.tests.unit.pools import CHUNK_BYTES, CHUNK_TOKENS, HIT, PENDING, RETRY, Clock, disk_index
+from kvpool_connector.scheduler.admission import Admission
+from kvpool_connector.scheduler.events import Events
+from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS, Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.tiers.slots import State
-from kvpool_connector.transfer import Kind, Reports, Transfer
+from kvpool_connector.scheduler.spills import WritePolicy
+from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.tiers.policy import make_policy
+from kvpool_connector.tiers.slots import SlotIndex, State
+from kvpool_connector.transfer import Kind, Reports, Sample, Spill, Tier, Transfer
 
-SLOTS, RANKS = 6, 2
-CHAINS = [[bytes([chain, block]) for block in range(5)] for chain in range(3)]
-KEYS = [key for chain in CHAINS for key in chain]
+SLOTS, DISK_SLOTS, RANKS = 8, 6, 2
+CHAINS = [[bytes([chain, block, 0, 0, 0, 0]) for block in range(5)] for chain in range(3)]
 chains = st.builds(
     lambda chain, begin, end: chain[begin:end], st.sampled_from(CHAINS), st.integers(0, 2), st.integers(1, 5)
 )
+who = st.integers(0, 2)
 positions = st.sets(st.integers(0, 4), max_size=2)
+policies = st.sampled_from(["write_through", "write_back", "selective"])
+Content = dict[int, bytes | None]
+"""What is in a slot; None or absent: nothing whole."""
 
 
 @dataclasses.dataclass
 class Job:
-    """A transfer as the ranks see it."""
+    """A transfer or a spill as the ranks see it."""
 
-    transfer: Transfer
-    request: int
+    work: Transfer | Spill
+    request: int = -1
     old: bool = False
-    """From before a reset: vLLM hears nothing of it any more."""
-    moving: set[int] = dataclasses.field(default_factory=lambda: set(range(RANKS)))
-    """Ranks whose load or store has not ended."""
-    putting: set[int] = dataclasses.field(default_factory=set)
-    """Ranks whose put has not ended."""
+    """From before a reset."""
+    running: set[int] = dataclasses.field(default_factory=lambda: set(range(RANKS)))
+    """Ranks that have not ended it."""
     failed: set[int] = dataclasses.field(default_factory=set)
-    completed: bool = False
     counted: bool = False
-
-    def fails(self, drawn: set[int]) -> set[int]:
-        """Positions out of a drawn set."""
-        return {position for position in drawn if position < len(self.transfer.keys)}
 
 
 class PoolMachine(RuleBasedStateMachine):
     """See the module's text."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.presence = FakePresence()
-        self.pool = Pool(SLOTS, RANKS, cast(Presence, self.presence))
+    # ---- begin and end ---------------------------------------------------------------------------------------
+
+    @initialize(disk=policies, remote=policies, measured=st.booleans(), verify=st.sampled_from([None, None, 2]))
+    def begin(self, disk: WritePolicy, remote: WritePolicy, measured: bool, verify: int | None) -> None:
+        """A pool of any policies."""
+        self.policies, self.measured, self.verify = (disk, remote), measured, verify
+        self.folder = Path(tempfile.mkdtemp(prefix="kvpool-machine-"))
+        self.on_disk: Content = {}
+        self.requests, self.next_request = [0, 1, 2], 3
+        self.start()
+
+    def start(self) -> None:
+        """A process: with what the disk tells it."""
+        self.presence, self.clock = FakePresence(), Clock()
+        self.disk = disk_index(self.folder, DISK_SLOTS)
+        lower = Lower(self.disk, self.policies[0], cast(Presence, self.presence), self.policies[1])
+        self.pool = Pool(
+            SlotIndex(SLOTS, make_policy("lru")),
+            RANKS,
+            lower,
+            Admission(CHUNK_BYTES, CHUNK_TOKENS, enabled=self.measured, clock=self.clock),
+            Events(enabled=True),
+            None if self.verify is None else Verification(self.verify),
+        )
         self.jobs: list[Job] = []
-        self.content: dict[int, bytes | None] = {}  # of slots, as far as all ranks have it
-        self.requests = [0, 1, 2]  # ids of the living requests
-        self.next_request = 3
+        self.in_memory: Content = {}
         self.failed_loads: Counter[int] = Counter()
-        self.promised: dict[bytes, int] = {}  # hits of this step
+        self.announced: dict[Tier, set[bytes]] = {
+            Tier.MEMORY: set(), Tier.DISK: {key for key, _ in self.disk._index}, Tier.REMOTE: set()
+        }  # fmt: skip
+
+    def teardown(self) -> None:
+        """Everything ends: nothing is left."""
+        if not hasattr(self, "folder"):
+            return
+        self.step()
+        while self.jobs:
+            for job in list(self.jobs):
+                self.deliver([(job, set())])
+            self.step()
+        assert (self.pool._running, self.pool._load_of, self.pool._store_of) == ({}, {}, {})
+        assert (self.pool.busy, self.pool.spills.pinned, self.pool._reserved) == (False, 0, {})
+        for index in (self.pool.index, self.disk._index):
+            assert not any(index._refs)
+            assert index.free == index.slots - len(index)
+        self.pool.close()
+        shutil.rmtree(self.folder)
 
     # ---- the scheduler ---------------------------------------------------------------------------------------
 
-    @rule(who=st.integers(0, 2), chain=chains, taken=st.booleans())
+    @rule(who=who, chain=chains, taken=st.booleans())
     def schedule(self, who: int, chain: list[bytes], taken: bool) -> None:
         """Look a chain up as far as it hits; then load it in the same step or not at all."""
         request = self.requests[who]
-        if Lookup.RETRY in [self.pool.lookup(key, str(request)) for key in chain]:
-            self.end_step()  # the answers come; vLLM looks up again
+        kept = self.must_stay()
+        if RETRY in [self.pool.lookup(key, str(request)) for key in chain]:
+            self.step()  # the answers come; vLLM looks up again
         hits: list[bytes] = []
         for key in chain:
-            entry = self.pool.index.get(key)
             answer = self.pool.lookup(key, str(request))
-            if answer is Lookup.PENDING:
-                assert any(key in job.transfer.keys for job in self._live(Kind.LOAD))
-            if answer is not Lookup.HIT:
+            if answer is PENDING:
+                assert any(key in job.work.keys for job in self.live(Kind.LOAD))
+            if answer is not HIT:
                 break
             assert self.failed_loads[request] < MAX_FAILED_LOADS
-            assert entry is None or not entry.bad
-            assert not any(key in job.transfer.keys for job in self._live(Kind.STORE) if not job.completed)
             hits.append(key)
-            self.promised[key] = self.pool.index[key].slot
-        loading = any(job.request == request and not job.completed for job in self._live(Kind.LOAD))
-        if not hits or not taken or loading:
-            return
+        if hits and taken and not any(job.request == request for job in self.live(Kind.LOAD)):
+            self.load(request, hits)
+        self.check_stayed(kept)
+
+    def load(self, request: int, hits: list[bytes]) -> None:
+        """What the ranks will read is what the keys say."""
         transfer = self.pool.begin_load(hits, str(request))
+        from_disk = dict(transfer.from_disk)
         assert transfer.keys == tuple(hits)
-        for key, slot, fetch in zip(transfer.keys, transfer.slots, transfer.fetch, strict=True):
-            if fetch:
-                assert slot not in self._used_slots()
-                self.content[slot] = None
+        for position, (key, slot) in enumerate(zip(transfer.keys, transfer.slots, strict=True)):
+            if position in from_disk:
+                assert self.on_disk.get(from_disk[position]) == key, "a load would read another key's bytes from disk"
+            if position in from_disk or position in transfer.from_remote:
+                assert not self.users()[slot], "a slot in use was handed out again"
+                self.in_memory[slot] = None
             else:
-                assert self.content.get(slot) == key, "a load would read another key's bytes"
+                assert self.in_memory.get(slot) == key, "a load would read another key's bytes"
         self.jobs.append(Job(transfer, request))
 
-    @rule(who=st.integers(0, 2), chain=chains)
+    @rule(who=who, chain=chains)
     def store(self, who: int, chain: list[bytes]) -> None:
-        """Offer blocks that were computed."""
-        resident = {key: entry.slot for key, entry in self.pool.index}
-        transfer, evicted = self.pool.begin_store(chain, str(self.requests[who]))
+        """Offer blocks that were computed, at the end of a step."""
+        self.pool.end_step()
+        kept, resident = self.must_stay(), dict(self.pool.index)
+        transfer = self.pool.begin_store(chain, str(self.requests[who]))
         assert list(transfer.keys) == [key for key in chain if key in transfer.keys], "order"
         assert len(set(transfer.slots)) == len(transfer.slots)
-        assert not set(evicted) - resident.keys()
-        used = self._used_slots()
-        for key, slot in zip(transfer.keys, transfer.slots, strict=True):
-            assert slot not in used, "a slot in use was handed out again"
-            if key in resident and key not in evicted:
-                assert (slot, self.content[slot]) == (resident[key], key), "stored again, but elsewhere"
-            self.content[slot] = None
-        assert transfer.put is self.presence.reachable
+        for position, (key, slot) in enumerate(zip(transfer.keys, transfer.slots, strict=True)):
+            if position in transfer.compared:
+                assert self.verify
+                assert (resident[key], self.in_memory[slot]) == (slot, key)
+            else:
+                assert not self.users()[slot], "a slot in use was handed out again"
+                self.in_memory[slot] = None
         if transfer.keys:
-            putting = set(range(RANKS)) if transfer.put else set()
-            self.jobs.append(Job(transfer, self.requests[who], putting=putting))
+            self.jobs.append(Job(transfer, self.requests[who]))
+        self.check_stayed(kept)
+        self.take_orders()
 
     @rule()
-    def end_step(self) -> None:
-        """Promises lapse."""
+    def step(self) -> None:
+        """Promises lapse, and the ranks get their orders."""
         self.pool.end_step()
-        self.promised.clear()
-        assert not any(entry.held or entry.state is State.RESERVED for _, entry in self.pool.index)
+        assert State.RESERVED not in self.pool.index.state
+        self.take_orders()
 
-    @rule(who=st.integers(0, 2))
+    def take_orders(self) -> None:
+        """A spill reads what its keys say, and writes where nobody reads or writes."""
+        for spill in self.pool.take_orders().spills:
+            assert [self.in_memory[slot] for slot in spill.slots] == list(spill.keys)
+            assert spill.tier is Tier.DISK or self.presence.reachable
+            for slot in spill.disk_slots:
+                assert not self.disk_users()[slot], "a slot of the slab in use was handed out again"
+                self.on_disk[slot] = None
+            self.jobs.append(Job(spill))
+
+    @rule(who=who)
     def finish_request(self, who: int) -> None:
-        """Done or aborted, with or without a running load. Ids are never used again."""
+        """Done or aborted, in any state. Ids are never used again."""
         self.pool.forget_request(str(self.requests[who]))
         self.failed_loads.pop(self.requests[who], None)
         self.requests[who], self.next_request = self.next_request, self.next_request + 1
@@ -136,67 +192,80 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.jobs))
     @rule(data=st.data(), count=st.integers(1, 6))
     def output(self, data: st.DataObject, count: int) -> None:
-        """Some ranks got on with some jobs. Reports of all ranks are merged and come before the completions."""
-        self.end_step()
+        """Some ranks ended some jobs. Reports of all ranks are merged and come before the completions."""
+        self.step()
+        self.deliver([(data.draw(st.sampled_from(self.jobs)), data.draw(positions)) for _ in range(count)])
+
+    def deliver(self, ends: list[tuple[Job, set[int]]]) -> None:
+        """For each, one rank ended the job, and could not do these positions."""
         reports, completed = Reports(), list[Job]()
-        for _ in range(count):
-            if not self.jobs:
-                break
-            self._advance(data.draw(st.sampled_from(self.jobs)), data.draw(positions), reports, completed)
-        self._deliver(reports, completed)
-
-    def _advance(self, job: Job, drawn: set[int], reports: Reports, completed: list[Job]) -> None:
-        """One rank ends its load or store, or its put."""
-        failed, ticket = job.fails(drawn), job.transfer.ticket
-        ready_to_put = job.putting - job.moving
-        if ready_to_put and (not job.moving or len(drawn) % 2):
-            job.putting.remove(min(ready_to_put))
-            if not job.putting and self.presence.reachable:
-                self.presence.remote |= {key for at, key in enumerate(job.transfer.keys) if at not in failed}
-            merged = reports.merge(Reports(puts={ticket: [failed]}))
-        else:
-            job.moving.remove(min(job.moving))
+        for job, drawn in ends:
+            if not job.running:
+                continue
+            job.running.pop()
+            failed = {position for position in drawn if position < len(job.work.keys)}
             job.failed |= failed
-            merged = reports.merge(Reports(failed={ticket: failed} if failed else {}))
-            if not job.moving:
-                job.completed = True
+            if isinstance(job.work, Spill):
+                assert [self.in_memory[slot] for slot in job.work.slots] == list(job.work.keys), "changed under a spill"
+                reports = reports.merge(Reports(spilled={job.work.ticket: [failed]}))
+            elif failed:
+                reports = reports.merge(Reports(failed={job.work.ticket: failed}))
+                self.count_failure(job)
+            if not job.running:
                 completed.append(job)
-        reports.failed, reports.puts = merged.failed, merged.puts
-        if job.completed and not job.putting:
-            self.jobs.remove(job)
-
-    def _deliver(self, reports: Reports, completed: list[Job]) -> None:
-        living = {str(request) for request in self.requests}
-        loads = {job.transfer.ticket: job for job in [*self.jobs, *completed] if job.transfer.kind is Kind.LOAD}
-        for ticket in reports.failed:
-            job = loads.get(ticket)
-            if job is not None and not job.old and str(job.request) in living and not job.counted:
-                self.failed_loads[job.request] += 1
-                job.counted = True
+        self.jobs = [job for job in self.jobs if job.running]
+        for job in completed:
+            self.note_content(job)
         self.pool.on_reports(reports)
         for job in completed:
-            transfer = job.transfer
-            if job.old:
-                continue
-            for position, (key, slot) in enumerate(zip(transfer.keys, transfer.slots, strict=True)):
-                if position not in job.failed and (transfer.kind is Kind.STORE or transfer.fetch[position]):
-                    self.content[slot] = key
-            if transfer.kind is Kind.LOAD:
-                self.pool.end_load(set(transfer.keys), transfer.req_id)
-            else:
-                self.pool.end_store(set(transfer.keys))
+            if isinstance(job.work, Transfer) and not job.old:
+                if job.work.kind is Kind.LOAD:
+                    self.pool.end_load(job.work.req_id)
+                else:
+                    self.pool.end_store(set(job.work.keys))
+
+    def count_failure(self, job: Job) -> None:
+        """Of a load of a living request, once."""
+        is_load = isinstance(job.work, Transfer) and job.work.kind is Kind.LOAD
+        if is_load and not job.old and not job.counted and job.request in self.requests:
+            self.failed_loads[job.request] += 1
+            job.counted = True
+
+    def note_content(self, job: Job) -> None:
+        """All ranks ended the job: what it left behind."""
+        done = [position for position in range(len(job.work.keys)) if position not in job.failed]
+        if isinstance(job.work, Spill):
+            if job.work.tier is Tier.DISK:
+                if job.old:
+                    return
+                self.on_disk |= {job.work.disk_slots[position]: job.work.keys[position] for position in done}
+            elif self.presence.reachable:
+                self.presence.remote |= {job.work.keys[position] for position in done}
+        elif not job.old:
+            for position, disk_slot in job.work.from_disk:
+                assert self.on_disk[disk_slot] == job.work.keys[position], "changed under a load"
+            fetched = {position for position, _ in job.work.from_disk} | set(job.work.from_remote)
+            wrote = set(done) & fetched if job.work.kind is Kind.LOAD else set(done) - job.work.compared
+            self.in_memory |= {job.work.slots[position]: job.work.keys[position] for position in wrote}
 
     # ---- the world -------------------------------------------------------------------------------------------
 
     @rule()
     def reset(self) -> None:
-        """Between steps. The ranks end older loads and stores before a slot is used again; puts go on."""
-        self.end_step()
+        """Between steps. The ranks end older loads and stores before a slot is used again; spills go on."""
+        self.step()
         self.pool.reset()
-        self.content.clear()
         for job in self.jobs:
             job.old = True
-        assert len(self.pool.index) == 0
+        assert (len(self.pool.index), len(self.disk)) == (0, 0)
+
+    @rule()
+    def restart(self) -> None:
+        """The engine ends and starts again; what runs is lost."""
+        self.pool.close()
+        self.requests = [number + 3 for number in self.requests]
+        self.next_request += 3
+        self.start()
 
     @rule(chain=chains)
     def others_put(self, chain: list[bytes]) -> None:
@@ -213,74 +282,95 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.presence.come_back()
 
+    @rule(tier=st.sampled_from([Tier.DISK, Tier.REMOTE]), fast=st.booleans(), hung=st.booleans())
+    def measure(self, tier: Tier, fast: bool, hung: bool) -> None:
+        """Time passes, a read and a prefill were timed, the store answers or does not."""
+        self.step()
+        self.presence.hung = hung
+        self.clock.now += 0.3
+        self.pool.admission.computed(CHUNK_TOKENS * 64, 64 * 0.01)
+        self.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, 0.001 if fast else 0.1)]))
+
     # ---- what must hold --------------------------------------------------------------------------------------
 
-    def _live(self, kind: Kind) -> list[Job]:
-        return [job for job in self.jobs if job.transfer.kind is kind and not job.old]
+    def live(self, kind: Kind) -> list[Job]:
+        """Transfers that vLLM still waits for."""
+        return [job for job in self.jobs if isinstance(job.work, Transfer) and job.work.kind is kind and not job.old]
 
-    def _used_slots(self) -> set[int]:
-        """Slots that a rank reads or writes. Of older jobs only puts count: vLLM waits for the rest."""
-        return {
-            slot for job in self.jobs for slot in job.transfer.slots
-            if (not job.old and not job.completed) or job.putting
-        }  # fmt: skip
+    def users(self) -> Counter[int]:
+        """References to slots of memory. Of older jobs only spills count, and once: vLLM waits for the rest."""
+        live = Counter(slot for job in self.jobs if not job.old for slot in job.work.slots)
+        old = {slot for job in self.jobs if job.old and isinstance(job.work, Spill) for slot in job.work.slots}
+        return live + Counter(old)
+
+    def disk_users(self) -> Counter[int]:
+        """References to slots of the slab."""
+        spills = [slot for job in self.jobs if isinstance(job.work, Spill) for slot in job.work.disk_slots]
+        loads = [slot for job in self.live(Kind.LOAD) for _, slot in cast(Transfer, job.work).from_disk]
+        return Counter(spills + loads)
+
+    def must_stay(self) -> dict[bytes, int]:
+        """Whatever needs room: blocks that only memory holds."""
+        index = self.pool.index
+        return {key: slot for key, slot in index if index.dirty[slot]}
+
+    def check_stayed(self, kept: dict[bytes, int]) -> None:
+        """Those, afterwards."""
+        assert {key: self.pool.index.find(key) for key in kept} == kept, "evicted before it was written down"
 
     @invariant()
     def every_slot_has_one_owner(self) -> None:
-        """An entry, the free list, or a put from before a reset."""
-        owned = [entry.slot for _, entry in self.pool.index] + self.pool.index._free
-        owned += [slot for slots in self.pool._draining.values() for slot in slots]
-        assert sorted(owned) == list(range(SLOTS))
-
-    @invariant()
-    def promises_are_kept(self) -> None:
-        """Whatever is stored meanwhile: a load may follow until the step ends."""
-        assert self.promised == {key: self.pool.index[key].slot for key in self.promised if key in self.pool.index}
-
-    @invariant()
-    def references_are_those_of_the_running_transfers(self) -> None:
-        """No more, no less; and a bad entry lives from references only."""
-        expected: Counter[bytes] = Counter()
-        for job in self.jobs:
-            if not job.old:
-                expected.update(dict.fromkeys(job.transfer.keys, (not job.completed) + bool(job.putting)))
-        for key, entry in self.pool.index:
-            assert entry.refs == expected[key], key
-            assert not entry.bad or entry.refs > 0
-            if entry.state is State.READY and not entry.bad:
-                assert self.content[entry.slot] == key
-        assert not [key for key, count in expected.items() if count and key not in self.pool.index]
-
-    @invariant()
-    def tickets_are_those_of_the_running_transfers(self) -> None:
-        """And the engine goes on stepping exactly while a put runs."""
-        assert self.pool._running.keys() == {job.transfer.ticket for job in self.jobs if not job.old}
-        assert self.pool._draining.keys() == {job.transfer.ticket for job in self.jobs if job.old and job.putting}
-        assert self.pool._draining.keys() == self.pool._draining_ranks.keys()
-        assert self.pool._load_of == {
-            job.transfer.req_id: job.transfer.ticket for job in self._live(Kind.LOAD) if not job.completed
+        """A key, nobody, or a spill from before a reset; and references are those of the ranks' work."""
+        if not hasattr(self, "pool"):
+            return
+        old = {slot for job in self.jobs if job.old and isinstance(job.work, Spill) for slot in job.work.slots}
+        old_disk = {
+            slot for job in self.jobs if job.old and isinstance(job.work, Spill) for slot in job.work.disk_slots
         }
-        assert self.pool.busy is any(job.putting for job in self.jobs)
-        assert self.pool._failed_loads == {str(request): n for request, n in self.failed_loads.items() if n}
+        for index, users, kept in (
+            (self.pool.index, self.users(), old), (self.disk._index, self.disk_users(), old_disk)
+        ):  # fmt: skip
+            owned = [slot for _, slot in index]
+            assert all(index.find(key) == slot for key, slot in index)
+            assert not set(owned) & kept
+            assert index.free == index.slots - len(owned) - len(kept)
+            assert {slot: refs for slot, refs in enumerate(index._refs) if refs} == users
+            assert [slot for slot, state in enumerate(index.state) if state != State.FREE] == sorted(owned)
 
-    def teardown(self) -> None:
-        """Everything ends: nothing is left."""
-        self.end_step()
-        while self.jobs:
-            reports, completed = Reports(), list[Job]()
-            self._advance(self.jobs[0], set(), reports, completed)
-            self._deliver(reports, completed)
-        self.every_slot_has_one_owner()
-        assert not self.pool._running
-        assert not self.pool._load_of
-        assert not self.pool._draining
-        assert not self.pool.busy
-        assert all(entry.evictable for _, entry in self.pool.index)
+    @invariant()
+    def what_is_ready_is_there(self) -> None:
+        """In memory and on disk, also after a restart; and others were told."""
+        if not hasattr(self, "pool"):
+            return
+        for change in self.pool.events.take():
+            for key in change.keys:
+                assert (key in self.announced[change.tier]) is change.removed or change.tier is Tier.REMOTE, change
+            self.announced[change.tier] ^= set(change.keys) if change.tier is not Tier.REMOTE else set()
+        for tier, index, content in (
+            (Tier.MEMORY, self.pool.index, self.in_memory), (Tier.DISK, self.disk._index, self.on_disk)
+        ):  # fmt: skip
+            good = {key: slot for key, slot in index if index.usable(slot)}
+            assert {key: content[slot] for key, slot in good.items()} == {key: key for key in good}
+            assert self.announced[tier] == set(good)
+
+    @invariant()
+    def tickets_are_those_of_the_running_work(self) -> None:
+        """And the engine goes on stepping exactly while a spill runs or waits."""
+        if not hasattr(self, "pool"):
+            return
+        spills = {job.work.ticket: job.old for job in self.jobs if isinstance(job.work, Spill)}
+        transfers = self.live(Kind.LOAD) + self.live(Kind.STORE)
+        assert self.pool._running.keys() == {job.work.ticket for job in transfers}
+        assert self.pool._load_of == {str(job.request): job.work.ticket for job in self.live(Kind.LOAD)}
+        assert {ticket: self.pool.spills.is_stale(ticket) for ticket in self.pool.spills._running} == spills
+        waiting = any(self.pool.spills._waiting) or bool(self.pool._probes)
+        assert self.pool.busy is (bool(spills) or waiting)
+        assert self.pool._failed_loads == {str(request): n for request, n in self.failed_loads.items() if n}
 
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(
-    max_examples=120,
+    max_examples=170,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),

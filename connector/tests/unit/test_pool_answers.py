@@ -1,0 +1,321 @@
+"""When a hit is no hit: admission, requests that wait, verification, a pool that is closed down."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, RETRY, Make, Rig
+from kvpool_connector.scheduler.admission import FIRST_PROBE_S, PROBE_EVERY_S, UNKNOWN_BUDGET_S
+from kvpool_connector.transfer import Reports, Sample, Tier
+
+A, B, C, D = KEYS[:4]
+G0, G1 = [[bytes([n]) * 4 + bytes([0, 0, 0, group]) for n in range(4)] for group in range(2)]
+"""Keys of two KV groups."""
+
+
+def sample(it: Rig, tier: Tier, seconds: float) -> None:
+    """A rank read one chunk in this time."""
+    it.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, seconds)]))
+
+
+def chunk_takes(it: Rig, seconds: float) -> None:
+    """Computing does."""
+    it.admission.computed(64 * 64, 64 * seconds)
+
+
+# ---- admission ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["disk", "remote"])
+def below(request: pytest.FixtureRequest, rig: Make, tmp_path: Path) -> tuple[Rig, Tier]:
+    """A is in this tier, which was never read. An answer about B is on its way, for the remote store: asking costs a step."""
+    tier = Tier(request.param)
+    it = rig(tmp_path, measured=True) if tier is Tier.DISK else rig(measured=True, remote=True)
+    it.only_below(A)
+    it.presence.remote.add(A)
+    return it, tier
+
+
+def test_an_unmeasured_tier_is_measured_first(below: tuple[Rig, Tier]) -> None:
+    """One probe, for which the request waits; its answer decides."""
+    it, tier = below
+    assert it.pool.lookup(A, "r") is RETRY
+    orders = it.step()
+    assert [(probe.tier, probe.key) for probe in orders.probes] == [(tier, A)]
+    if tier is Tier.DISK:
+        assert it.disk is not None
+        assert orders.probes[0].disk_slot == it.disk._index.find(A)
+    assert it.pool.lookup(A, "r") is RETRY
+    assert it.step().probes == ()
+    sample(it, tier, 0.001)
+    assert it.pool.lookup(A, "r") is HIT
+
+
+def test_a_first_measurement_is_not_waited_for_longer_than_its_bound(below: tuple[Rig, Tier]) -> None:
+    """Then the tier counts as that slow, and what computing takes decides."""
+    it, _ = below
+    chunk_takes(it, FIRST_PROBE_S / 2)
+    assert it.pool.lookup(A, "r") is RETRY
+    it.step()
+    it.clock.now += FIRST_PROBE_S - 0.001
+    assert it.pool.lookup(A, "r") is RETRY
+    it.step()
+    it.clock.now += 0.002
+    assert it.pool.lookup(A, "r") is MISS
+
+
+def test_without_a_measured_prefill_a_slow_tier_is_loaded_from(below: tuple[Rig, Tier]) -> None:
+    """There is nothing to compare with; the load's budget bounds the loss."""
+    it, tier = below
+    assert it.pool.lookup(A, "r") is RETRY
+    it.step()
+    it.clock.now += FIRST_PROBE_S
+    load = it.load(A)
+    assert bool(load.from_disk) is (tier is Tier.DISK)
+    assert load.fetch_s == UNKNOWN_BUDGET_S
+
+
+def test_a_closed_tier_is_a_miss_and_is_measured_again(below: tuple[Rig, Tier]) -> None:
+    """By probes that nobody waits for, at most one in a second; when it is fast again, its hits are loaded."""
+    it, tier = below
+    chunk_takes(it, 0.002)
+    sample(it, tier, 0.01)
+    for probes in (1, 0):
+        assert it.pool.lookup(A, str(probes)) is MISS
+        assert len(it.step().probes) == probes
+    it.clock.now += PROBE_EVERY_S
+    assert it.pool.lookup(A, "later") is MISS
+    assert it.pool.busy  # a probe waits to be sent
+    assert len(it.step().probes) == 1
+    assert it.pool.counts[f"{tier.value} hit not admitted"] == 3
+    for _ in range(8):
+        sample(it, tier, 0.0001)
+    assert it.pool.lookup(A, "last") is HIT
+
+
+def test_a_closed_tier_keeps_what_it_has(below: tuple[Rig, Tier]) -> None:
+    """And is still written to: other engines read it, and it may be fast tomorrow."""
+    it, tier = below
+    chunk_takes(it, 0.002)
+    sample(it, tier, 0.01)
+    it.stored(B)
+    assert [spill.tier for spill in it.settle()] == [tier]
+
+
+def test_memory_is_not_asked_about(rig: Make, tmp_path: Path) -> None:
+    """A copy beats any forward pass."""
+    it = rig(tmp_path, measured=True, remote=True)
+    it.stored(A)
+    assert it.pool.lookup(A, "r") is HIT
+    assert it.load(A).fetch_s == 0.0
+
+
+def test_a_load_may_take_what_computing_takes(rig: Make) -> None:
+    """Its budget grows with the fetched chunks, not with those in memory, up to the time-out."""
+    it = rig(measured=True, remote=True)
+    chunk_takes(it, 0.2)
+    sample(it, Tier.REMOTE, 0.001)
+    it.stored(C)
+    it.presence.remote |= {A, B}
+    assert it.load(A, B, C).fetch_s == pytest.approx(0.4)
+
+
+def test_admission_can_be_turned_off(rig: Make) -> None:
+    """Every hit is loaded then, and nothing is waited for."""
+    it = rig(remote=True)
+    chunk_takes(it, 0.002)
+    sample(it, Tier.REMOTE, 0.01)
+    it.presence.remote.add(A)
+    assert it.load(A).fetch_s == 5.0
+
+
+# ---- requests that wait --------------------------------------------------------------------------------------------
+
+
+def test_a_waiting_request_costs_one_answer_per_group_and_step(rig: Make) -> None:
+    """RETRY defers it, and the MISS after it ends the scan of the group. Its keys are not looked at."""
+    it = rig(remote=True)
+    it.presence.hung = True
+    assert [it.pool.lookup(key, "r") for key in (*G0, *G1)] == [RETRY] * 8  # all are asked
+    for _ in range(2):
+        it.step()
+        assert [it.pool.lookup(key, "r") for key in G0[:2]] == [RETRY, MISS]
+        assert [it.pool.lookup(key, "r") for key in G1[:2]] == [RETRY, MISS]
+    it.stored(G0[0])
+    it.step()
+    assert it.pool.lookup(G0[0], "r") is RETRY
+    assert it.pool.lookup(G0[0], "other") is HIT
+
+
+def test_a_waiting_request_is_looked_up_anew_when_the_store_answered(rig: Make) -> None:
+    """All that wait are, once."""
+    it = rig(remote=True)
+    it.presence.remote |= set(G0)
+    it.presence.hung = True
+    for req_id in ("r0", "r1"):
+        assert it.pool.lookup(G0[0], req_id) is RETRY
+    it.step()
+    it.presence.hung = False
+    assert it.pool.lookup(G0[0], "r0") is RETRY
+    it.step()
+    assert [it.pool.lookup(G0[0], req_id) for req_id in ("r0", "r1")] == [HIT, HIT]
+
+
+def test_a_request_that_waits_for_anothers_fetch_goes_on_with_its_end(rig: Make) -> None:
+    """PENDING, cut short meanwhile, then a hit."""
+    it = rig(remote=True)
+    it.presence.remote.add(G0[0])
+    it.load(G0[0])
+    assert it.pool.lookup(G0[0], "other") is PENDING
+    it.step()
+    assert [it.pool.lookup(key, "other") for key in G0[:2]] == [RETRY, MISS]
+    it.pool.end_load("r")
+    it.step()
+    assert it.pool.lookup(G0[0], "other") is HIT
+
+
+@pytest.mark.parametrize("what", ["reports", "reset"])
+def test_a_change_lets_waiting_requests_be_looked_up_anew(rig: Make, what: str) -> None:
+    """What the ranks say may change an answer."""
+    it = rig(remote=True)
+    it.presence.hung = True
+    assert it.pool.lookup(G0[0], "r") is RETRY
+    it.step()
+    if what == "reset":
+        it.pool.reset()
+    else:
+        it.presence.believe(G0[0], False)
+        sample(it, Tier.REMOTE, 1.0)
+    it.presence.asked.clear()
+    assert it.pool.lookup(G0[0], "r") is (RETRY if what == "reset" else MISS)
+    assert it.presence.asked == ([G0[0]] if what == "reset" else [])
+
+
+def test_a_finished_request_waits_no_longer(rig: Make) -> None:
+    """Aborted in mid-lookup: nothing of it is remembered, and lookups are quick again."""
+    it = rig(remote=True)
+    it.presence.hung = True
+    assert it.pool.lookup(A, "r") is RETRY
+    assert it.pool.exceptional
+    it.pool.forget_request("r")
+    it.step()
+    assert not it.pool.exceptional
+
+
+# ---- verification --------------------------------------------------------------------------------------------------
+
+
+def test_a_picked_request_is_computed_and_compared(rig: Make) -> None:
+    """It misses what is there; its store compares what is resident and stores what is not."""
+    it = rig(verify_one_in=1)
+    first = it.stored(A, B)
+    assert [it.pool.lookup(key, "r") for key in (A, B)] == [MISS, MISS]
+    transfer = it.pool.begin_store([A, B, C], "r")
+    assert (transfer.keys, transfer.slots[:2], transfer.compared) == ((A, B, C), first.slots, {0, 1})
+    assert [it.pool.lookup(key, "other") for key in (A, C)] == [MISS, MISS]
+    it.changes()
+    it.pool.end_store(transfer.keys)
+    assert it.changes() == [(Tier.MEMORY, "stored", (C,))]
+    assert (it.references, it.pool.counts["chunks stored"]) == (0, 3)
+
+
+def test_one_in_so_many_requests_that_hit_is_picked(rig: Make) -> None:
+    """Decided at its first hit, for all its keys. Requests without hits do not count."""
+    it = rig(verify_one_in=3)
+    it.stored(A, B)
+    assert it.pool.lookup(C, "none") is MISS
+    answers = [[it.pool.lookup(key, f"r{n}") for key in (A, B)] for n in range(6)]
+    assert answers == [[HIT] * 2, [HIT] * 2, [MISS] * 2] * 2
+
+
+def test_a_block_that_is_read_meanwhile_may_be_compared(rig: Make) -> None:
+    """It stays where it is, and is still a hit for others."""
+    it = rig(verify_one_in=2)
+    it.stored(A)
+    it.load(A, req_id="r0")
+    assert it.pool.lookup(A, "r1") is MISS
+    transfer = it.pool.begin_store([A], "r1")
+    assert it.pool.lookup(A, "r2") is HIT
+    it.pool.end_load("r0")
+    it.pool.end_store(transfer.keys)
+    assert (it.references, it.pool.lookup(A, "r2")) == (0, HIT)
+
+
+def test_a_block_is_compared_by_one_request_at_a_time(rig: Make) -> None:
+    """vLLM completes stores by their keys: two of one key would be taken for each other."""
+    it = rig(verify_one_in=1)
+    it.stored(A)
+    for req_id in ("r0", "r1"):
+        assert it.pool.lookup(A, req_id) is MISS
+    first, second = it.pool.begin_store([A, B], "r0"), it.pool.begin_store([A, C], "r1")
+    assert (first.keys, second.keys) == ((A, B), (C,))
+    it.pool.end_store(first.keys)
+    it.pool.end_store(second.keys)
+    assert (it.references, it.pool._running) == (0, {})
+
+
+def test_a_difference_closes_the_pool_down(rig: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is loaded, stored or given to other engines any more; a metric and the log say so."""
+    it = rig(verify_one_in=1, remote=True)
+    it.stored(A)
+    assert it.pool.lookup(A, "r") is MISS
+    transfer = it.pool.begin_store([A], "r")
+    with caplog.at_level(logging.ERROR):
+        it.pool.on_reports(Reports(differed={transfer.ticket: {0}}))
+    it.pool.end_store(transfer.keys)
+    assert it.pool.counts["verification mismatch"] == 1
+    assert "1 recomputed chunks differ" in caplog.text
+    assert it.pool.broken
+    assert it.settle() == []
+
+
+def test_a_difference_from_before_a_reset_is_dropped(rig: Make) -> None:
+    """What differed is gone."""
+    it = rig(verify_one_in=1)
+    it.stored(A)
+    it.pool.lookup(A, "r")
+    transfer = it.pool.begin_store([A], "r")
+    it.pool.reset()
+    it.pool.on_reports(Reports(differed={transfer.ticket: {0}}))
+    assert it.pool.broken == ""
+
+
+# ---- closed down ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["write_through", "write_back"])
+def test_a_broken_rank_closes_the_pool_down_until_a_reset(
+    rig: Make, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lookups miss and stores are refused. Said once."""
+    it = rig(remote=True, remote_policy=policy)
+    it.stored(A, B, C)
+    for _ in range(2):
+        it.pool.on_reports(Reports(broken="no memory"))
+    assert it.pool.broken == "no memory"
+    assert caplog.text.count("loads and stores nothing") == 1
+    assert [it.pool.lookup(key, "r") for key in (A, D)] == [MISS, MISS]
+    assert it.pool.begin_store([D], "w").keys == ()
+    assert it.settle() == []
+    it.pool.reset()
+    it.step()
+    assert (it.pool.broken, it.pool.exceptional) == ("", False)
+    it.stored(A)
+    assert it.pool.lookup(A, "r") is HIT
+
+
+def test_what_runs_ends_in_a_closed_pool(rig: Make) -> None:
+    """Loads, stores and spills give their slots back."""
+    it = rig(remote=True, slots=8)
+    it.stored(A)
+    (spill,) = it.step().spills
+    it.load(A)
+    store = it.pool.begin_store([B], "w")
+    it.pool.on_reports(Reports(broken="no memory"))
+    it.pool.end_load("r")
+    it.pool.end_store(store.keys)
+    it.report(spill)
+    assert (it.references, it.pool._running, it.settle()) == (0, {}, [])
