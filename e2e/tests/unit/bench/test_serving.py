@@ -1,0 +1,90 @@
+"""How the engine benchmark judges what it measured, and how it sees where tokens came from."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.serving.client import parse_metrics
+from bench.serving.engines import CHUNK_TOKENS
+from bench.serving.judge import GOALS, Figure, Goal, missed, paired, verdict
+from bench.serving.latency import Gaps, check_traffic, p99, ratios
+from bench.serving.rounds import check_source
+
+AT_MOST, AT_LEAST = Goal("", 1.0), Goal("", 1.0, at_least=True)
+HITS, LOADED = ("vllm:external_prefix_cache_hits_total", ""), "kvpool:loaded_chunks_total"
+
+
+@pytest.mark.parametrize(
+    ("goal", "median", "quartiles", "n", "expected"),
+    [
+        (AT_MOST, 1.0, (0.9, 1.0, 1.1), 4, "OK"),
+        (AT_MOST, 1.09, (1.0, 1.09, 1.2), 4, "NOISE"),  # 0.93 * 0.2 / 2 = 0.093
+        (AT_MOST, 1.10, (1.0, 1.10, 1.2), 4, "MISSED"),
+        (AT_MOST, 1.09, (1.0, 1.09, 1.2), 16, "MISSED"),  # the same spread of more values says more
+        (AT_LEAST, 1.0, (0.9, 1.0, 1.1), 4, "OK"),
+        (AT_LEAST, 0.92, (0.8, 0.92, 1.0), 4, "NOISE"),
+        (AT_LEAST, 0.5, (0.4, 0.5, 0.6), 4, "MISSED"),
+        (AT_MOST, 1.01, (1.01, 1.01, 1.01), 1, "MISSED"),
+    ],
+)
+def test_a_goal_is_missed_beyond_the_medians_uncertainty(
+    goal: Goal, median: float, quartiles: tuple[float, float, float], n: int, expected: str
+) -> None:
+    assert verdict(goal, Figure(median, quartiles, n)) == expected
+
+
+def test_a_figure_that_was_not_measured_is_missed() -> None:
+    good = {key: Figure(goal.limit, (goal.limit,) * 3, 1) for key, goal in GOALS.items()}
+    assert missed(good) == []
+    good.pop("warm_disk_ratio")
+    assert missed(good) == ["warm_disk_ratio"]
+
+
+def test_quotients_are_of_the_same_prompt() -> None:
+    figure = paired([("a", 1.0), ("b", 3.0), ("b", 9.0), ("c", 5.0)], [("b", 3.0), ("a", 2.0)])
+    assert figure == Figure(1.0, (0.75, 1.0, 2.0), 3)
+    assert paired([("a", 1.0)], [("b", 1.0)]) is None
+
+
+def test_gaps_of_all_repetitions_are_judged_together() -> None:
+    busy, quiet = Gaps([[1.0] * 9 + [10.0], [2.0] * 30]), Gaps([[1.0] * 10, [1.0] * 10])
+    figure = ratios(busy, quiet, max)
+    assert figure is not None
+    assert (figure.median, figure.quartiles, figure.n) == (10.0, (4.0, 6.0, 8.0), 2)
+    assert p99([float(number) for number in range(101)]) == 99.0
+
+
+def test_metrics_by_name_and_tier() -> None:
+    text = """# HELP kvpool:loaded_chunks_total Chunks
+kvpool:loaded_chunks_total{engine="0",model_name="m",tier="disk"} 3.0
+kvpool:loaded_chunks_total{engine="1",model_name="m",tier="disk"} 4.0
+kvpool:loaded_chunks_total{engine="0",model_name="m",tier="memory"} 1.0
+vllm:external_prefix_cache_hits_total{engine="0",model_name="m"} 1.2e+03
+"""
+    assert parse_metrics(text) == {(LOADED, "disk"): 7.0, (LOADED, "memory"): 1.0, HITS: 1200.0}
+
+
+def test_tokens_from_another_tier_are_an_error() -> None:
+    chunk = CHUNK_TOKENS["pool"]
+    right = {HITS: 4.0 * chunk, (LOADED, "disk"): 4.0}
+    check_source("right", "disk", {}, right, 4 * chunk)
+    check_source("before", "disk", right, {key: 2 * value for key, value in right.items()}, 4 * chunk)
+    check_source("computed", None, right, right, 0)
+    check_source("not ours", "", {}, {HITS: 256.0}, 256)
+    for tier, after, tokens in [
+        ("memory", right, 4 * chunk),
+        ("disk", right | {(LOADED, "remote"): 1.0}, 4 * chunk),
+        ("disk", {(LOADED, "disk"): 4.0}, 4 * chunk),  # the device's own cache
+        (None, right, 0),
+    ]:
+        with pytest.raises(RuntimeError, match=r"tokens came|chunks loaded"):
+            check_source("wrong", tier, {}, after, tokens)
+
+
+def test_loads_that_were_not_there_are_an_error() -> None:
+    loads = 10 * 1024 // CHUNK_TOKENS["pool"]
+    check_traffic("busy", {}, {(LOADED, "memory"): 0.95 * loads}, 10)
+    check_traffic("resident", {}, {}, 10)
+    for condition, loaded in (("busy", 0.5 * loads), ("resident", 1.0)):
+        with pytest.raises(RuntimeError, match="chunks were loaded"):
+            check_traffic(condition, {}, {(LOADED, "memory"): loaded}, 10)
