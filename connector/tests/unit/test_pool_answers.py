@@ -214,7 +214,7 @@ def test_a_picked_request_is_computed_and_compared(rig: Make) -> None:
     first = it.stored(A, B)
     assert [it.pool.lookup(key, "r") for key in (A, B)] == [MISS, MISS]
     transfer = it.pool.begin_store([A, B, C], "r")
-    assert (transfer.keys, transfer.slots[:2], transfer.compared) == ((A, B, C), first.slots, {0, 1})
+    assert (transfer.keys, transfer.slots[:2], transfer.compared) == ((A, B, C), first.slots, frozenset({0, 1}))
     assert [it.pool.lookup(key, "other") for key in (A, C)] == [MISS, MISS]
     it.changes()
     it.pool.end_store(transfer.keys)

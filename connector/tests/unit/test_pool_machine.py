@@ -1,7 +1,7 @@
 """The pool under everything that can happen, in any order that vLLM can produce.
 
-The machine plays vLLM's scheduler, two ranks, the remote store and the clock, and keeps a model of its own: what lies in each slot
-of memory and disk, who reads or writes it, what each tier was announced to hold. The disk index and its journal are real.
+The machine plays vLLM's scheduler, two ranks, the remote store and the clock, and keeps a model of its own: what lies in each
+slot of memory and disk, who reads or writes it, what each tier was announced to hold. The disk index and its journal are real.
 """
 
 from __future__ import annotations

@@ -1,0 +1,218 @@
+"""Load or compute: estimates by a clock that the test moves, and the decision that follows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from connector.tests.unit.pools import Clock
+from kvpool_connector.scheduler.admission import (
+    CLOSE_ABOVE,
+    FIRST_PROBE_S,
+    MIN_STEP_TOKENS,
+    OPEN_BELOW,
+    PROBE_EVERY_S,
+    PROBE_SHARE,
+    UNKNOWN_BUDGET_S,
+    Admission,
+)
+from kvpool_connector.transfer import Tier
+
+CHUNK, TOKENS = 1 << 20, 100
+DISK, REMOTE = Tier.DISK, Tier.REMOTE
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def admission(clock: Clock) -> Admission:
+    """Knows nothing yet."""
+    return Admission(CHUNK, TOKENS, clock=clock)
+
+
+def chunk_takes(admission: Admission, seconds: float) -> None:
+    """To compute: seen so in a step of ten chunks."""
+    admission.computed(10 * TOKENS, 10 * seconds)
+
+
+def settle(admission: Admission, tier: Tier, seconds: float) -> None:
+    """So long takes a chunk for a while."""
+    for _ in range(20):
+        admission.read(tier, CHUNK, seconds)
+
+
+def test_everything_is_allowed_before_there_are_measurements(admission: Admission) -> None:
+    """A guess would be worse."""
+    assert admission.allows(DISK)
+    assert admission.allows(REMOTE)
+    assert admission.figures() == {}
+    assert (admission.compute_s(5), admission.load_s(DISK, 5)) == (None, None)
+
+
+@pytest.mark.parametrize(("load_s", "allowed"), [(0.001, True), (0.5, False)])
+@pytest.mark.parametrize("read_first", [True, False])
+def test_the_faster_way_is_taken(admission: Admission, load_s: float, allowed: bool, read_first: bool) -> None:
+    """Whichever of the two was measured first; and of this tier alone."""
+    for read in (read_first, not read_first):
+        if read:
+            admission.read(REMOTE, CHUNK, load_s)
+        else:
+            chunk_takes(admission, 0.1)
+    assert admission.allows(REMOTE) is allowed
+    assert admission.allows(DISK)
+
+
+def test_a_tier_at_the_border_stays_as_it_is(admission: Admission) -> None:
+    """It closes above one ratio and opens below a smaller one."""
+    chunk_takes(admission, 0.1)
+    between = 0.1 * (CLOSE_ABOVE + OPEN_BELOW) / 2
+    settle(admission, REMOTE, between)
+    assert admission.allows(REMOTE)
+    settle(admission, REMOTE, 0.1 * CLOSE_ABOVE * 1.05)
+    assert not admission.allows(REMOTE)
+    settle(admission, REMOTE, between)
+    assert not admission.allows(REMOTE)
+    settle(admission, REMOTE, 0.1 * OPEN_BELOW * 0.95)
+    assert admission.allows(REMOTE)
+
+
+def test_a_change_is_told_once(admission: Admission, caplog: pytest.LogCaptureFixture) -> None:
+    """With both figures."""
+    chunk_takes(admission, 0.1)
+    with caplog.at_level(logging.WARNING):
+        settle(admission, REMOTE, 0.5)
+    (record,) = caplog.records
+    assert "remote tier: reading a chunk takes 500.0 ms, computing it 100.0 ms: its hits are computed" in record.message
+
+
+def test_one_slow_read_is_no_slow_tier(admission: Admission) -> None:
+    """The estimate follows by halves."""
+    chunk_takes(admission, 0.1)
+    settle(admission, DISK, 0.01)
+    admission.read(DISK, CHUNK, 1.0)
+    assert admission.load_s(DISK, 1) == pytest.approx(0.0198, rel=0.01)
+    assert admission.allows(DISK)
+
+
+def test_idling_does_not_make_computing_look_slow(admission: Admission) -> None:
+    """The time between two steps may be a pause: the best of late counts."""
+    chunk_takes(admission, 0.1)
+    for _ in range(10):
+        chunk_takes(admission, 100.0)
+    assert admission.compute_s(1) == pytest.approx(0.1 / 0.95**10, rel=0.01)
+
+
+def test_small_steps_say_nothing_about_prefill(admission: Admission) -> None:
+    """They decode. Nor does a step of no time."""
+    admission.computed(MIN_STEP_TOKENS - 1, 0.0001)
+    admission.computed(1000, 0.0)
+    assert admission.prefill_rate is None
+
+
+def test_a_faster_prefill_counts_at_once(admission: Admission) -> None:
+    """And a slower one in the long run: the model may be another one under load."""
+    chunk_takes(admission, 0.1)
+    chunk_takes(admission, 0.01)
+    assert admission.compute_s(1) == pytest.approx(0.01)
+    for _ in range(200):
+        chunk_takes(admission, 0.1)
+    assert admission.compute_s(1) == pytest.approx(0.1, rel=0.01)
+
+
+# ---- probes ------------------------------------------------------------------------------------------------------
+
+
+def test_probes_have_a_pause(admission: Admission, clock: Clock) -> None:
+    """Per tier."""
+    assert admission.wants_probe(DISK)
+    assert admission.wants_probe(REMOTE)
+    clock.now += PROBE_EVERY_S - 0.01
+    assert not admission.wants_probe(DISK)
+    clock.now += 0.02
+    assert admission.wants_probe(DISK)
+    assert not admission.wants_probe(DISK)
+
+
+def test_probes_of_a_slow_tier_have_a_longer_pause(admission: Admission, clock: Clock) -> None:
+    """On a slow link a probe itself takes the room of others."""
+    admission.read(REMOTE, CHUNK, 2.0)
+    assert admission.wants_probe(REMOTE)
+    clock.now += 2.0 / PROBE_SHARE - 0.01
+    assert not admission.wants_probe(REMOTE)
+    clock.now += 0.02
+    assert admission.wants_probe(REMOTE)
+
+
+def test_the_first_measurement_is_waited_for(admission: Admission, clock: Clock) -> None:
+    """For a while; then the tier counts as that slow, until the probe's end tells."""
+    assert admission.unmeasured(REMOTE)
+    clock.now += FIRST_PROBE_S - 0.001
+    assert admission.unmeasured(REMOTE)
+    assert not admission.first_probe_over()
+    clock.now += 0.002
+    assert admission.first_probe_over()
+    assert not admission.first_probe_over()
+    assert not admission.unmeasured(REMOTE)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(FIRST_PROBE_S)
+
+
+def test_a_measurement_ends_the_wait(admission: Admission, clock: Clock) -> None:
+    """Of this tier alone."""
+    assert admission.unmeasured(REMOTE)
+    assert admission.unmeasured(DISK)
+    admission.read(REMOTE, CHUNK, 0.01)
+    assert not admission.unmeasured(REMOTE)
+    assert admission.unmeasured(DISK)
+    clock.now += FIRST_PROBE_S
+    assert admission.first_probe_over()
+    assert admission.load_s(REMOTE, 1) == pytest.approx(0.01)
+
+
+# ---- budgets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_fetch_may_take_what_computing_takes(admission: Admission) -> None:
+    """Never more than the time-out; never too little to try at all."""
+    assert admission.fetch_budget_s(10, 5.0) == UNKNOWN_BUDGET_S
+    assert admission.fetch_budget_s(10, 1.0) == 1.0
+    chunk_takes(admission, 0.1)
+    assert admission.fetch_budget_s(10, 5.0) == pytest.approx(1.0)
+    assert admission.fetch_budget_s(100, 5.0) == 5.0
+    chunk_takes(admission, 0.001)
+    assert admission.fetch_budget_s(1, 5.0) == 0.05
+
+
+def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission) -> None:
+    """A twentieth of what computing it takes, or the configured time if that is longer."""
+    assert admission.lookup_patience_s(1000, 0.05) == 0.05
+    chunk_takes(admission, 0.1)
+    assert admission.lookup_patience_s(5, 0.05) == 0.05
+    assert admission.lookup_patience_s(1000, 0.05) == pytest.approx(5.0)
+
+
+def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Rates are measured all the same, and shown."""
+    admission = Admission(CHUNK, TOKENS, enabled=False, clock=clock)
+    assert not admission.unmeasured(REMOTE)
+    chunk_takes(admission, 0.1)
+    settle(admission, REMOTE, 0.5)
+    assert admission.allows(REMOTE)
+    assert admission.fetch_budget_s(1, 5.0) == 5.0
+    assert caplog.records == []
+    assert admission.figures()["read_bytes_per_second", REMOTE] == pytest.approx(CHUNK / 0.5)
+
+
+def test_the_decision_and_its_inputs_are_shown(admission: Admission) -> None:
+    """What was not measured is not shown."""
+    chunk_takes(admission, 0.1)
+    admission.read(REMOTE, CHUNK, 0.5)
+    assert admission.figures() == {
+        ("prefill_tokens_per_second", None): pytest.approx(1000.0),
+        ("read_bytes_per_second", REMOTE): pytest.approx(CHUNK / 0.5),
+        ("admitted", REMOTE): 0.0,
+    }

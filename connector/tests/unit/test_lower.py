@@ -1,0 +1,130 @@
+"""The lanes of a rank's lower tiers by themselves. In the mover: test_mover_lower.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from connector.tests.unit.fakes import FakeStore
+from connector.tests.unit.rank import IDENTITY
+from kvpool_connector.stores import Outcome
+from kvpool_connector.tiers.slab import PAGE, Slab
+from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
+from testkit.servers import wait_until
+
+PARTS = [memoryview(bytearray(b"%d" % n * 8)) for n in range(3)]
+NAMES = [b"part %d" % n for n in range(3)]
+
+
+class Rig:
+    """Both tiers, and what they say."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ended, self.counts = Ended(), Counter[str]()
+        self.data: dict[bytes, bytes] = {}
+        self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
+        self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
+        self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.ended, self._count)
+        self.disk = DiskParts(self.slab, self.ended, self._count)
+
+    def _count(self, what: str, number: int) -> None:
+        self.counts[what] += number
+
+    def wait(self) -> list[tuple[int, set[int]]]:
+        """The next ended writes."""
+        ended: list[tuple[int, set[int]]] = []
+
+        def taken() -> bool:
+            ended.extend(self.ended.take())
+            return bool(ended)
+
+        wait_until("a write ends", taken)
+        return ended
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """Closed at the end; closing once more does no harm."""
+    it = Rig(tmp_path)
+    yield it
+    assert it.remote.close(5.0)
+    assert it.disk.close(5.0)
+
+
+def test_both_connections_are_made_before_they_are_needed(rig: Rig) -> None:
+    """Each on the lane that owns it."""
+    wait_until("both greeted", lambda: rig.reader.called("ping") and rig.writer.called("ping"))
+    assert (rig.reader.threads, rig.writer.threads) == ({"kvpool-read"}, {"kvpool-write"})
+
+
+def test_a_write_puts_what_is_absent(rig: Rig) -> None:
+    """And counts it."""
+    rig.data[NAMES[1]] = b"there"
+    rig.remote.write(7, NAMES, PARTS)
+    assert rig.wait() == [(7, set())]
+    assert rig.writer.called("put") == [[NAMES[0], NAMES[2]]]
+    assert rig.counts == {"put hit": 2}
+
+
+def test_an_unanswered_question_is_not_followed_by_a_put(rig: Rig) -> None:
+    """The store is slow already."""
+    rig.writer.outcome = Outcome.TIMEOUT
+    rig.remote.write(7, NAMES, PARTS)
+    assert rig.wait() == [(7, {0, 1, 2})]
+    assert rig.writer.called("put") in ([], [[]])
+
+
+def test_a_removal_goes_before_queued_writes(rig: Rig) -> None:
+    """The next write must not find the damaged part there."""
+    started, go = threading.Event(), threading.Event()
+
+    def wait(verb: str) -> None:
+        started.set()
+        go.wait(10)
+
+    rig.writer.before = wait
+    rig.remote.write(1, NAMES[:1], PARTS[:1])
+    assert started.wait(5)
+    rig.remote.write(2, NAMES[1:], PARTS[1:])
+    rig.remote.remove(NAMES[2])
+    go.set()
+    ended = rig.wait()
+    while len(ended) < 2:
+        ended += rig.wait()
+    verbs = [verb for verb, _ in rig.writer.calls if verb in ("exists", "delete")]
+    assert verbs == ["exists", "delete", "exists"]
+    assert rig.counts["delete miss"] == 1
+
+
+def test_reads_are_counted_by_outcome(rig: Rig) -> None:
+    """For the metrics."""
+    rig.data[NAMES[0]] = b"x" * 8
+    buffers = [memoryview(bytearray(8)) for _ in NAMES]
+    assert rig.remote.get(NAMES, buffers, time.monotonic() + 5) == [Outcome.HIT, Outcome.MISS, Outcome.MISS]
+    assert rig.counts == {"get hit": 1, "get miss": 2}
+
+
+def test_a_slab_that_raises_in_every_turn_is_reported_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything it did not write."""
+
+    def write(slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
+        raise OSError("EIO")
+
+    monkeypatch.setattr(rig.slab, "write_from", write)
+    rig.disk.write(7, range(20), [memoryview(bytearray(PAGE))] * 20)
+    assert rig.wait() == [(7, set(range(20)))]
+    assert rig.ended.take() == []
+
+
+def test_close_is_bounded(rig: Rig) -> None:
+    """It says when a lane did not end."""
+    go = threading.Event()
+    rig.reader.before = lambda verb: go.wait(10)
+    rig.remote.read_lane.run(lambda: rig.remote._greet(rig.reader))
+    assert not rig.remote.close(0.05)
+    go.set()
