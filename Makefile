@@ -64,8 +64,8 @@ requirements: ## Compile the pins anew from requirements/*.in
 	tools/compile_requirements.sh
 bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, time between tokens, copy, index (12 min, quiet machine)
 	@tools/setup.sh lmcache
-	$(DEV)/python -m bench.serving
+	$(DEV)/python -m bench.serving $(ARGS)
 bench-admission: setup ## Never worse than no cache: first tokens with a store behind 1, 10 and 100 MB/s
-	$(DEV)/python -m bench.admission
+	$(DEV)/python -m bench.admission $(ARGS)
 bench-cold: setup ## What the connector costs a request that hits nothing: cold with it over cold without it
 	$(DEV)/python -m bench.cold

@@ -67,7 +67,8 @@ class Latency:
         for condition in random.sample(list(self.gaps), len(self.gaps)):
             engine = ENGINE_OF[condition]
             documents = range(DOCUMENTS) if condition == "busy" else range(1)
-            complete(self._stage.url(engine), MODEL_NAME, self._other(0), 1)  # on the device, if it is the only one
+            # The document gets onto the device. Several tokens: an engine's counters come out with its next steps.
+            complete(self._stage.url(engine), MODEL_NAME, self._other(0), 8)
             self._stage.settle()
             before = self._stage.metrics(engine)
             gaps, others = self._stream(engine, documents)
