@@ -17,6 +17,12 @@ from kvpool_connector.tiers.slab import PAGE, Slab
 from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
 from testkit.servers import wait_until
 
+
+def soon() -> float:
+    """A deadline that does not matter."""
+    return time.monotonic() + 5
+
+
 PARTS = [memoryview(bytearray(b"%d" % n * 8)) for n in range(3)]
 NAMES = [b"part %d" % n for n in range(3)]
 
@@ -52,8 +58,8 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     """Closed at the end; closing once more does no harm."""
     it = Rig(tmp_path)
     yield it
-    assert it.remote.close(5.0)
-    assert it.disk.close(5.0)
+    assert it.remote.close(soon())
+    assert it.disk.close(soon())
 
 
 def test_both_connections_are_made_before_they_are_needed(rig: Rig) -> None:
@@ -105,7 +111,7 @@ def test_reads_are_counted_by_outcome(rig: Rig) -> None:
     """For the metrics."""
     rig.data[NAMES[0]] = b"x" * 8
     buffers = [memoryview(bytearray(8)) for _ in NAMES]
-    assert rig.remote.get(NAMES, buffers, time.monotonic() + 5) == [Outcome.HIT, Outcome.MISS, Outcome.MISS]
+    assert rig.remote.get(NAMES, buffers, soon()) == [Outcome.HIT, Outcome.MISS, Outcome.MISS]
     assert rig.counts == {"get hit": 1, "get miss": 2}
 
 
@@ -121,10 +127,50 @@ def test_a_slab_that_raises_in_every_turn_is_reported_once(rig: Rig, monkeypatch
     assert rig.ended.take() == []
 
 
-def test_close_is_bounded(rig: Rig) -> None:
-    """It says when a lane did not end."""
-    go = threading.Event()
-    rig.reader.before = lambda verb: go.wait(10)
+@pytest.mark.parametrize("tier", ["remote", "disk"])
+def test_what_is_dropped_is_reported_once_and_not_written(rig: Rig, tier: str) -> None:
+    """At an end that must not take long: what has begun is finished, the rest is a cached block less."""
+    started, go = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        started.set()
+        go.wait(10)
+
+    if tier == "remote":
+        rig.writer.before = wait
+        for ticket in (1, 2):
+            rig.remote.write(ticket, NAMES[ticket : ticket + 1], PARTS[ticket : ticket + 1])
+        assert started.wait(5)
+        rig.remote.drop()
+    else:
+        rig.disk.read_lane.run(wait)
+        assert started.wait(5)
+        for ticket in (1, 2):
+            rig.disk.write(ticket, range(12), [memoryview(bytearray(PAGE))] * 12)
+        rig.disk.drop()
+    go.set()
+    ended = rig.wait()
+    while len(ended) < 2:
+        ended += rig.wait()
+    if tier == "remote":
+        assert ended == [(1, set()), (2, {0})]
+        assert list(rig.data) == [NAMES[1]]
+    else:
+        assert ended == [(1, set(range(12))), (2, set(range(12)))]
+        assert rig.counts["disk write hit"] == 0
+
+
+def test_close_is_bounded_and_leaves_a_busy_connection_alone(rig: Rig) -> None:
+    """It says when a lane did not end; that lane's thread still uses what it owns."""
+    started, go = threading.Event(), threading.Event()
+
+    def hang(verb: str) -> None:
+        started.set()
+        go.wait(10)
+
+    rig.reader.before = hang
     rig.remote.read_lane.run(lambda: rig.remote._greet(rig.reader))
-    assert not rig.remote.close(0.05)
+    assert started.wait(5)
+    assert not rig.remote.close(time.monotonic() + 0.05)
+    assert (rig.reader.closed, rig.writer.closed) == (False, True)
     go.set()

@@ -15,7 +15,7 @@ import pytest
 from connector.tests.unit.rank import Rank, closing, key, name, small
 from kvpool_connector.format import HEADER_BYTES
 from kvpool_connector.transfer import Tier
-from kvpool_connector.worker.mover import Mover
+from kvpool_connector.worker import mover as mover_module
 
 LANES = {"kvpool-copy", "kvpool-read", "kvpool-write", "kvpool-disk"}
 
@@ -90,29 +90,36 @@ def test_a_probe_that_raises_is_lost_and_nothing_else(rank: Rank, caplog: pytest
     assert not rank.ended(rank.load([0], [small(2, 3)], remote=[0]))[1]
 
 
-def test_close_with_everything_in_flight_finishes_it(tmp_path: Path) -> None:
-    """Jobs of all stages, spills and probes: each is reported, no thread and no file stays."""
+def test_close_with_everything_in_flight(tmp_path: Path) -> None:
+    """Jobs of all stages end; spills are finished or dropped, and each is reported; no thread and no file stays."""
     gc.collect()
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     rank = Rank({}, tmp_path)
     chunks = [small(2 * n, 2 * n + 1) for n in range(6)]
     below = rank.stored_below(Tier.DISK, [0, 1], chunks[:2]) + rank.stored_below(Tier.REMOTE, [2, 3], chunks[2:4])
-    go = threading.Event()
-    rank.reader.before = rank.writer.before = lambda verb: go.wait(10)
+    started, go = threading.Event(), threading.Event()
+
+    def writing(verb: str) -> None:
+        started.set()
+        go.wait(10)
+
+    rank.reader.before, rank.writer.before = lambda verb: go.wait(10), writing
     stored = [rank.fill(chunk) for chunk in chunks[4:6]]
     jobs = [rank.store([4, 5], chunks[4:6]), rank.load(range(4), chunks[:4], disk=[0, 1], remote=[2, 3])]
     rank.mover.wait({jobs[0]})
     tickets = [rank.spill(Tier.REMOTE, 4), rank.spill(Tier.DISK, 5), rank.spill(Tier.REMOTE, 5)]
     rank.probe(Tier.DISK, 0)
     rank.probe(Tier.REMOTE, 2)
+    assert started.wait(5)
     threading.Timer(0.05, go.set).start()
     rank.mover.close()
     done, _, reports = rank.ended(*jobs)
-    assert len(done) == 2
-    assert (reports.failed, reports.spilled) == ({}, {ticket: [set()] for ticket in tickets})
+    assert (len(done), reports.failed) == (2, {})
     assert [rank.content(chunk) for chunk in chunks[:4]] == below
-    assert [rank.data[name(key(n, 1))][HEADER_BYTES:] for n in (4, 5)] == stored
-    assert len(reports.samples) == 4
+    assert reports.spilled.keys() == set(tickets)
+    assert reports.spilled[tickets[0]] == [set()]
+    assert rank.data[name(key(4, 1))][HEADER_BYTES:] == stored[0]
+    assert (name(key(5, 1)) in rank.data) is (reports.spilled[tickets[2]] == [set()])
     assert rank.mover.idle
     assert not lanes()
     assert rank.reader.closed
@@ -122,18 +129,25 @@ def test_close_with_everything_in_flight_finishes_it(tmp_path: Path) -> None:
 
 def test_close_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A store that keeps no deadline: its lane is given up, and the arena's memory stays registered."""
-    rank = Rank({}, tmp_path, fetch_s=-4.95, put_s=0)  # leaves 0.05 s for each lane
-    go, closed = threading.Event(), list[bool]()
+    monkeypatch.setattr(mover_module, "CLOSE_S", 0.1)
+    rank = Rank({}, tmp_path)
+    started, go, closed = threading.Event(), threading.Event(), list[bool]()
     monkeypatch.setattr(rank.device, "close", lambda: closed.append(True))
-    rank.reader.before = lambda verb: go.wait(10)
+
+    def hang(verb: str) -> None:
+        started.set()
+        go.wait(10)
+
+    rank.reader.before = hang
     rank.load([1], [small(0, 1)], remote=[0])
+    assert started.wait(5)
     begin = time.monotonic()
     rank.mover.close()
     assert time.monotonic() - begin < 1
     assert "a lane did not end" in caplog.text
     assert not closed
     go.set()
-    remote = Mover._lane_of(rank.mover, Tier.REMOTE)
-    assert remote is not None
-    remote._thread.join(5)
+    lane = rank.mover._lane_of(Tier.REMOTE)
+    assert lane is not None
+    lane._thread.join(5)
     assert not lanes()
