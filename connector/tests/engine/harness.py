@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.config import KVTransferConfig
 
@@ -17,9 +19,11 @@ from kvpool_connector.vllm.worker import KVPoolWorker
 from kvpool_connector.worker.device.base import Chunk
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.mover import Mover
-from testkit.servers import wait_until
+from testkit.servers import KeyValueServer, wait_until
 
 PATTERN = 0xA5
+TINY: dict[str, Any] = {"skip_tokenizer_init": True, "block_size": 32}
+"""Options of an engine for a model of :mod:`connector.tests.engine.models`: blocks so small that a short prompt has many."""
 WORDS = "the lighthouse keeper wrote in his journal every evening about wind tides ships gulls rain lamps and letters"
 
 
@@ -27,6 +31,16 @@ def prompt(number: int, words: int = 700) -> str:
     """The same text in every run."""
     source, choice = random.Random(number), WORDS.split()
     return f"Document {number}. " + " ".join(source.choice(choice) for _ in range(words))
+
+
+def remote(store: KeyValueServer, folder: Path) -> dict[str, Any]:
+    """The configuration's section for a store; its password goes into a file in the folder."""
+    password = folder / "password"
+    password.write_text(f"{store.password}\n")
+    return {
+        "type": store.kind, "host": store.host, "port": store.port, "password_file": str(password),
+        "timeouts": {"lookup_ms": 2000},
+    }  # fmt: skip
 
 
 def tokens(number: int, count: int, vocabulary: int) -> TokensPrompt:
@@ -70,6 +84,11 @@ class Engine:
         admission = self.manager.pool.admission
         return admission._chunk_tokens
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of vLLM's block, which MLA on a CPU may have made smaller than asked for."""
+        return self.llm.llm_engine.vllm_config.cache_config.block_size
+
     def chunks(self, kind: Kind) -> dict[bytes, Chunk]:
         """Where the chunks of the recorded jobs lie in KV memory."""
         return {
@@ -109,6 +128,11 @@ class Engine:
             for view, _ in pages:
                 view[:] = PATTERN
 
+    def written(self) -> set[int]:
+        """Block ids that are not all pattern any more, whichever group's."""
+        changed = [(view[:, :size] != PATTERN).any(axis=1) for pages in self._pages for view, size in pages]
+        return {int(block) for each in changed for block in np.flatnonzero(each)}
+
     def forget(self, *, tiers: bool = False) -> None:
         """Reset vLLM's own prefix cache, and the memory tier if asked for."""
         assert self.llm.reset_prefix_cache(reset_connector=tiers)
@@ -131,6 +155,36 @@ class Engine:
         assert self.mover.idle
 
 
+def record_jobs(worker: KVPoolWorker) -> list[tuple[Transfer, list[Chunk]]]:
+    """From now on, every job that the worker is given."""
+    jobs: list[tuple[Transfer, list[Chunk]]] = []
+    mover = worker.mover
+    assert isinstance(mover, Mover)
+    start = mover._start
+
+    def record(job_id: int, transfer: Transfer, chunks: list[Chunk]) -> Any:
+        jobs.append((transfer, chunks))
+        return start(job_id, transfer, chunks)
+
+    mover._start = record  # type: ignore[method-assign, assignment]
+    return jobs
+
+
+def llm_with(model: str, kvpool: dict[str, Any], **options: Any) -> LLM:
+    """vLLM with the connector; see :func:`running`."""
+    settings: dict[str, Any] = {
+        "max_model_len": 4096, "enforce_eager": True, "dtype": "float32", "disable_log_stats": True, "seed": 0,
+    } | options  # fmt: skip
+    return LLM(
+        model,
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
+            kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
+        ),
+        **settings,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def running(model: str, kvpool: dict[str, Any], **options: Any) -> Iterator[Engine]:
     """An engine with the connector.
@@ -139,34 +193,14 @@ def running(model: str, kvpool: dict[str, Any], **options: Any) -> Iterator[Engi
         kvpool: the connector's configuration.
         options: of vLLM's ``LLM``.
     """
-    settings = {
-        "max_model_len": 4096, "enforce_eager": True, "dtype": "float32", "disable_log_stats": True, "seed": 0,
-    } | options  # fmt: skip
-    llm = LLM(
-        model,
-        kv_transfer_config=KVTransferConfig(
-            kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
-            kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
-        ),
-        **settings,
-    )  # fmt: skip
+    llm = llm_with(model, kvpool, **options)
     try:
         worker = KVPoolWorker.live
         assert worker is not None
         core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         manager = core.scheduler.connector.connector_scheduler.manager
         assert isinstance(manager, KVPoolManager)
-        jobs: list[tuple[Transfer, list[Chunk]]] = []
-        mover = worker.mover
-        assert isinstance(mover, Mover)
-        start = mover._start
-
-        def record(job_id: int, transfer: Transfer, chunks: list[Chunk]) -> Any:
-            jobs.append((transfer, chunks))
-            return start(job_id, transfer, chunks)
-
-        mover._start = record  # type: ignore[method-assign, assignment]
-        yield Engine(llm, worker, manager, jobs)
+        yield Engine(llm, worker, manager, record_jobs(worker))
     finally:
         llm.llm_engine.engine_core.shutdown()
     assert KVPoolWorker.live is None

@@ -10,6 +10,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpec
 from kvpool_connector import config as kvpool_config
 from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
+from kvpool_connector.vllm import support
 from kvpool_connector.vllm.chunks import blocks_per_chunk
 from kvpool_connector.vllm.facts import engine_facts
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
@@ -44,6 +45,7 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         )
     config = kvpool_config.load(extra)
     transfer.kv_connector_extra_config = extra
+    support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
     groups = kv_cache_config.kv_cache_groups
     specs = [group.kv_cache_spec for group in groups]
