@@ -27,6 +27,7 @@ HEARTBEAT_S = 2.0
 """A quiet store is pinged this often, so that a lost and returned store is noticed before the next request."""
 _TELL_EVERY_S = 10.0
 _MOST_VERDICTS = 100_000
+_CLOSE_S = 2.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -149,7 +150,7 @@ class Presence:
     def close(self) -> None:
         """End the thread."""
         self._questions.put(None)
-        self._thread.join(timeout=2 * self._patience_s + 1)
+        self._thread.join(timeout=_CLOSE_S)  # a daemon: one that hangs in a store's last answer ends with the process
 
     # ---- the presence thread -----------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class RemoteParts:
 
     def __init__(self, remote: Remote, ended: Ended, count: Count) -> None:
         """Connects at once: the first load should not wait for name and handshake."""
-        self._remote, self._ended, self._count = remote, ended, count
+        self._remote, self._ended, self._count, self._dropping = remote, ended, count, False
         self.read_lane, self._write_lane = Lane("read"), Lane("write")
         self.read_lane.run(lambda: self._greet(remote.reader))
         self._write_lane.run(lambda: self._greet(remote.writer))
@@ -82,11 +82,17 @@ class RemoteParts:
         """Take a damaged part out of the store, so that the next write is not skipped because of it."""
         self._write_lane.run(lambda: self._remove(name), URGENT)
 
-    def close(self, timeout_s: float) -> bool:
-        """Finish and end the lanes. False if one still runs after the time-out."""
-        ended = [lane.close(timeout_s) for lane in (self.read_lane, self._write_lane)]
-        self._remote.reader.close()
-        self._remote.writer.close()
+    def drop(self) -> None:
+        """Writes that have not begun are reported as missing from now on."""
+        self._dropping = True
+
+    def close(self, until: float) -> bool:
+        """Finish and end the lanes. False if one still runs at that time."""
+        lanes = ((self.read_lane, self._remote.reader), (self._write_lane, self._remote.writer))
+        ended = [lane.close(max(until - time.monotonic(), 0.1)) for lane, _ in lanes]
+        for (_, store), done in zip(lanes, ended, strict=True):
+            if done:  # else its thread still uses the connection
+                store.close()
         return all(ended)
 
     def _greet(self, store: Store) -> None:
@@ -95,7 +101,8 @@ class RemoteParts:
     def _write(self, ticket: Ticket, names: Sequence[bytes], parts: Sequence[memoryview]) -> None:
         missing = set(range(len(names)))
         try:
-            missing = _missing(self._write_absent(names, parts))
+            if not self._dropping:
+                missing = _missing(self._write_absent(names, parts))
         except Exception:
             logger.exception("a write to the remote store failed")
         finally:
@@ -121,7 +128,7 @@ class DiskParts:
     """One lane for reads and writes of the slab; reads go first."""
 
     def __init__(self, slab: Slab, ended: Ended, count: Count) -> None:
-        self._slab, self._ended, self._count = slab, ended, count
+        self._slab, self._ended, self._count, self._dropping = slab, ended, count, False
         self.read_lane = Lane("disk")
 
     def get(self, slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
@@ -141,11 +148,12 @@ class DiskParts:
             end = start + _SLAB_BATCH
             lost = set(range(len(slots[start:end])))
             try:
-                outcomes = self._slab.write_from(slots[start:end], rows[start:end], float("inf"))
-                lost = _missing(outcomes)
-                for outcome in outcomes:
-                    self._count(f"disk write {outcome.value}", 1)
-                self._count_errors()
+                if not self._dropping:
+                    outcomes = self._slab.write_from(slots[start:end], rows[start:end], float("inf"))
+                    lost = _missing(outcomes)
+                    for outcome in outcomes:
+                        self._count(f"disk write {outcome.value}", 1)
+                    self._count_errors()
             except Exception:
                 logger.exception("a write to the disk failed")
             missing.update(start + position for position in lost)
@@ -155,10 +163,15 @@ class DiskParts:
         for start in starts:
             self.read_lane.run(lambda start=start: turn(start), NORMAL)  # type: ignore[misc]
 
-    def close(self, timeout_s: float) -> bool:
-        """Finish and end the lane. False if it still runs after the time-out."""
-        ended = self.read_lane.close(timeout_s)
-        self._slab.close()
+    def drop(self) -> None:
+        """Writes that have not begun are reported as missing from now on."""
+        self._dropping = True
+
+    def close(self, until: float) -> bool:
+        """Finish and end the lane. False if it still runs at that time."""
+        ended = self.read_lane.close(max(until - time.monotonic(), 0.1))
+        if ended:
+            self._slab.close()
         return ended
 
     def _count_errors(self) -> None:

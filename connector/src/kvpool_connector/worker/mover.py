@@ -36,6 +36,9 @@ from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
 
 logger = get_logger(__name__)
 
+CLOSE_S = 5.0
+"""For the end of all lanes together."""
+
 
 @dataclasses.dataclass(slots=True)
 class Job:
@@ -167,15 +170,19 @@ class Mover:
             return not self._in_flight and not self._spills_running
 
     def close(self) -> None:
-        """Finish what runs, bounded by the deadlines, and end the threads."""
+        """End the threads. What runs is finished, what waits for a lower tier is dropped, and nobody waits longer than
+        `CLOSE_S`: a Pod that ends has 30 s in all, and what a tier loses by it is a cached block."""
+        until = time.monotonic() + CLOSE_S
         lower = [tier for tier in (self._disk, self._remote) if tier is not None]
-        ended = [tier.close(self._longest_s) for tier in lower]  # these first: they feed the copy lane
-        ended.append(self._copy.close(self._longest_s))
+        for tier in lower:  # these first: they feed the copy lane
+            tier.drop()
+        ended = [tier.close(until) for tier in lower]
+        ended.append(self._copy.close(max(until - time.monotonic(), 1.0)))
         self._arena.close()
         if all(ended):
             self._device.close()
         else:
-            logger.error("a lane did not end in %.0f s; its memory stays registered", self._longest_s)
+            logger.warning("a lane did not end in %.0f s: it is left behind, and the memory that it uses", CLOSE_S)
 
     # ---- jobs --------------------------------------------------------------------------------------------
 
