@@ -26,7 +26,13 @@ class EngineProcess:
     """Started by :meth:`start`, as often as it is ended; keeps its port."""
 
     def __init__(
-        self, name: str, folder: Path, *, config: Path | None, arguments: Sequence[str] = (), python: Path = ENGINE_PYTHON
+        self,
+        name: str,
+        folder: Path,
+        *,
+        config: Path | None,
+        arguments: Sequence[str] = (),
+        python: Path = ENGINE_PYTHON,
     ) -> None:
         """Args:
         folder: for the log.
