@@ -15,6 +15,7 @@ from kvpool_connector.scheduler.admission import (
     PROBE_EVERY_S,
     PROBE_SHARE,
     UNKNOWN_BUDGET_S,
+    UNKNOWN_PATIENCE_S,
     Admission,
 )
 from kvpool_connector.transfer import Tier
@@ -188,11 +189,13 @@ def test_a_fetch_may_take_what_computing_takes(admission: Admission) -> None:
 
 
 def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission) -> None:
-    """A twentieth of what computing it takes, or the configured time if that is longer."""
-    assert admission.lookup_patience_s(1000, 0.05) == 0.05
+    """A twentieth of what computing it takes, or the configured time if that is longer; a second at the most."""
+    assert admission.lookup_patience_s(1000, 0.05) == UNKNOWN_PATIENCE_S
     chunk_takes(admission, 0.1)
     assert admission.lookup_patience_s(5, 0.05) == 0.05
-    assert admission.lookup_patience_s(1000, 0.05) == pytest.approx(5.0)
+    assert admission.lookup_patience_s(100, 0.05) == pytest.approx(0.5)
+    assert admission.lookup_patience_s(1000, 0.05) == 1.0
+    assert admission.lookup_patience_s(1000, 2.0) == 2.0
 
 
 def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,8 +29,9 @@ FIRST_PROBE_S = 0.1
 """So long a request waits for the very first measurement of a tier. 1 MiB in 0.1 s are 10 MB/s."""
 MIN_STEP_TOKENS = 128
 """Smaller steps decode rather than prefill."""
-SHARE_FOR_LOOKUP = 0.05
-"""Of what computing a prompt would take: so long waiting for the store's answer is worth while."""
+SHARE_FOR_LOOKUP, UNKNOWN_PATIENCE_S, MOST_PATIENCE_S = 0.05, 0.5, 1.0
+"""Of what computing a prompt would take: so long waiting for the store's answer is worth while. And as long as nothing was
+computed: on a busy node of two cores 0.2 s lost whole documents, each of which took seconds to compute (measured)."""
 _WEIGHT = 0.5
 
 
@@ -139,7 +140,9 @@ class Admission:
 
     def lookup_patience_s(self, chunks: int, least_s: float) -> float:
         """How long to wait for the store's answer about so many chunks."""
-        return max(least_s, SHARE_FOR_LOOKUP * (self.compute_s(chunks) or 0.0))
+        compute_s = self.compute_s(chunks)
+        worth_s = UNKNOWN_PATIENCE_S if compute_s is None else SHARE_FOR_LOOKUP * compute_s
+        return max(least_s, min(worth_s, MOST_PATIENCE_S))
 
     def figures(self) -> dict[tuple[str, Tier | None], float]:
         """Inputs and outcome, for metrics: ("prefill_tokens_per_second", None), ("read_bytes_per_second", tier), ..."""
