@@ -116,6 +116,8 @@ def seconds_table(seconds: Mapping[str, Times]) -> str:
     """What was waited for; fits 100 columns."""
     rows = [f"{'first token':32} {'n':>3} {'median':>9} {'quartiles':>19}"]
     for key, times in seconds.items():
+        if not times:
+            continue  # that part of the run was left out
         figure = Figure.of([value for _, value in times])
         rows.append(
             f"{key:32} {figure.n:3} {figure.median:7.3f} s {figure.quartiles[0]:8.3f} - {figure.quartiles[2]:.3f} s"
