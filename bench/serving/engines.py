@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -102,14 +103,15 @@ class Stage:
     ) -> None:
         self.end(*self._engines)
         self._store.close()
+        shutil.rmtree(self.folder / "disk", ignore_errors=True)  # gigabytes
 
     def start(self, *names: str) -> None:
         """Together; returns when all serve and have computed something, so that no request pays for a first use of the code. What
         they compute is new to every tier: the first hit of a process is one of those that are measured."""
         for name in names:
+            self._engines[name] = self._make(name)  # first: what is known here is ended, whatever fails
             if name == "lmcache":
                 self._lmcache.__enter__()
-            self._engines[name] = self._make(name)
             self._engines[name].start()
         for name in names:
             self._engines[name].serving()
