@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from vllm import SamplingParams
+from vllm import PoolingRequestOutput, RequestOutput, SamplingParams
 
 from connector.tests.engine.harness import Engine, prompt, running
 from kvpool_connector.transfer import Kind
@@ -29,6 +30,11 @@ def engine(model: Path) -> Iterator[tuple[Engine, KeyValueServer]]:
         kvpool = {"tiers": {"cpu": {"size": "256Mi"}}, "remote": remote, "admission": "always"}
         with running(str(model), kvpool) as started:
             yield started, store
+
+
+def _tokens(output: RequestOutput | PoolingRequestOutput[Any]) -> list[int]:
+    assert isinstance(output, RequestOutput)
+    return list(output.outputs[0].token_ids)
 
 
 def _stored(engine: Engine, number: int) -> tuple[list[int], int]:
@@ -78,7 +84,7 @@ def test_a_store_that_stops_in_mid_fetch_costs_its_deadline_and_no_more(engine: 
         while subject.llm.llm_engine.has_unfinished_requests():
             for output in subject.llm.llm_engine.step():
                 if output.request_id.startswith(request):
-                    answer = list(output.outputs[0].token_ids)
+                    answer = _tokens(output)
             assert time.monotonic() - began < 60
     finally:
         store.resume()
@@ -113,7 +119,7 @@ def test_a_reset_in_mid_fetch_leaves_nothing(engine: tuple[Engine, KeyValueServe
     answer: list[int] = []
     while core.has_unfinished_requests():
         for output in core.step():
-            answer = list(output.outputs[0].token_ids)
+            answer = _tokens(output)
         assert time.monotonic() < end
     assert answer == text
     subject.assert_nothing_is_left()
