@@ -93,6 +93,7 @@ def test_a_bad_part_is_forgotten(opened: Open) -> None:
     assert disk.forget(A, slot)
     assert disk.find(A) is None
     assert disk._index.free == 1  # it is still read
+    assert not disk.forget(A, slot)  # another rank says the same
     disk.release([slot])
     assert disk._index.free == 2
     assert not disk.forget(A, slot)

@@ -257,6 +257,17 @@ def test_a_block_is_compared_by_one_request_at_a_time(rig: Make) -> None:
     assert (it.references, it.pool._running) == (0, {})
 
 
+def test_a_block_that_is_compared_makes_no_room_for_its_own_chain(rig: Make) -> None:
+    """The store goes as far as there is room."""
+    it = rig(verify_one_in=1, slots=2)
+    it.stored(A)
+    assert it.pool.lookup(A, "r") is MISS
+    transfer = it.pool.begin_store([A, B, C, D], "r")
+    assert (transfer.keys, len(set(transfer.slots))) == ((A, B), 2)
+    it.pool.end_store(transfer.keys)
+    assert it.references == 0
+
+
 def test_a_difference_closes_the_pool_down(rig: Make, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is loaded, stored or given to other engines any more; a metric and the log say so."""
     it = rig(verify_one_in=1, remote=True)

@@ -84,7 +84,7 @@ class DiskIndex:
 
     def forget(self, key: Key, slot: int) -> bool:
         """What was read there is not the key's part. True if the index said it was."""
-        if self._index.find(key) != slot:
+        if self._index.find(key) != slot or not self._index.usable(slot):
             return False
         self._index.condemn(slot)
         self._journal.removed(slot)

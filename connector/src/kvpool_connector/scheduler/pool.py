@@ -334,6 +334,7 @@ class Pool:
                     break
             elif compares and self._good[slot] and key not in self._store_of:  # one comparison at a time
                 compared.append(len(chosen))
+                self.index.hold(slot)  # or the rest of the chain might make room of it
             else:
                 continue
             chosen.append(key)
