@@ -99,8 +99,9 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         raise ConfigError(
             f"a chunk of {largest} bytes does not fit a row of {spec.row_bytes}: please report this layout"
         )
-    slab = None if tier is None else Slab(Path(tier.path), rank, spec.disk_slots, spec.row_bytes, spec.identity)
     arena = Arena(spec.slots + SPARE_ROWS, spec.row_bytes)
+    # After the arena: should that not be had, no lock on the folder stays behind.
+    slab = None if tier is None else Slab(Path(tier.path), rank, spec.disk_slots, spec.row_bytes, spec.identity)
     device.adopt(arena)
     arena.populate()
     index_of = {group.group_id: number for number, group in enumerate(spec.config.groups)}
