@@ -20,8 +20,6 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -38,9 +36,13 @@ _COMMON: dict[str, Any] = {
 _HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 
 
+def _build(model: Any, config: Any) -> Any:
+    return model(config)
+
+
 def llama(**changes: Any) -> Any:
     """Full attention in every layer: one KV group."""
-    return LlamaForCausalLM(LlamaConfig(**(_COMMON | _HEADS | {"num_hidden_layers": 4} | changes)))
+    return _build(LlamaForCausalLM, LlamaConfig(**(_COMMON | _HEADS | {"num_hidden_layers": 4} | changes)))
 
 
 def gemma3() -> Any:
@@ -49,7 +51,7 @@ def gemma3() -> Any:
     config = Gemma3TextConfig(
         **(_COMMON | _HEADS), num_hidden_layers=6, layer_types=kinds, sliding_window=WINDOW, query_pre_attn_scalar=32
     )
-    model = Gemma3ForCausalLM(config)
+    model = _build(Gemma3ForCausalLM, config)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(0.02)  # else the last token outweighs all that attention says
     return model
@@ -61,12 +63,12 @@ def gpt_oss() -> Any:
         **(_COMMON | _HEADS | {"tie_word_embeddings": False}), num_hidden_layers=4, sliding_window=WINDOW,
         num_local_experts=4, num_experts_per_tok=2, layer_types=["sliding_attention", "full_attention"] * 2,
     )  # fmt: skip
-    return GptOssForCausalLM(config)
+    return _build(GptOssForCausalLM, config)
 
 
 def mistral() -> Any:
     """A window in every layer."""
-    return MistralForCausalLM(MistralConfig(**(_COMMON | _HEADS), num_hidden_layers=4, sliding_window=WINDOW))
+    return _build(MistralForCausalLM, MistralConfig(**(_COMMON | _HEADS), num_hidden_layers=4, sliding_window=WINDOW))
 
 
 def deepseek_v2(**changes: Any) -> Any:
@@ -78,15 +80,7 @@ def deepseek_v2(**changes: Any) -> Any:
         "n_group": 1, "topk_group": 1, "tie_word_embeddings": False,
     }  # fmt: skip
     config = DeepseekV2Config(**(_COMMON | settings | changes))
-    return DeepseekV2ForCausalLM(config)
-
-
-def mamba() -> Any:
-    """Recurrent state instead of a KV cache."""
-    config = MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, state_size=8, num_hidden_layers=2, bos_token_id=1, eos_token_id=None
-    )
-    return MambaForCausalLM(config)
+    return _build(DeepseekV2ForCausalLM, config)
 
 
 def save(make: Callable[..., Any], folder: Path, seed: int = 1, **changes: Any) -> str:

@@ -121,6 +121,7 @@ def test_without_vllms_own_prefix_cache(llama: str) -> None:
         engine.assert_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_speculative_decoding_by_ngrams(tmp_path: Path) -> None:
     """Drafts that are thrown away leave no wrong block behind: prompt and generated text are loaded, and equal.
 

@@ -53,7 +53,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "sinks" in name else name for name in LAYOUTS]
+)
 def test_every_tier_gives_back_what_was_computed(
     name: str, store: KeyValueServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

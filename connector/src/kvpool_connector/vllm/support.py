@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import AttentionSpec, UniformTypeKVCacheSpecs, iter_layer_specs
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, UniformTypeKVCacheSpecs, iter_layer_specs
 
 from kvpool_connector.config import ConfigError
 
@@ -119,7 +119,7 @@ def gather(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Facts:
         kv_specs=frozenset(type(spec).__name__ for spec in layers),
         mixed_layers=any(isinstance(group, UniformTypeKVCacheSpecs) for group in groups),
         uncached_groups=len(groups) - len(kv_cache_config.prefix_cacheable_group_ids),
-        non_causal=any(spec.non_causal for spec in attention),
+        non_causal=any(spec.non_causal for spec in attention if isinstance(spec, FullAttentionSpec)),
         mla=model.use_mla,
         continues_prefixes=scheduler.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching,
         tensor_parallel=parallel.tensor_parallel_size,

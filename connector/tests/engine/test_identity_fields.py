@@ -1,0 +1,199 @@
+"""One thing changes, and nothing is a hit: field by field of the identity's document, and through engines that share a Redis."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import vllm
+from safetensors.torch import load_file, save_file
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.kv_offload.config import (
+    OffloadingCacheConfig,
+    OffloadingConfig,
+    OffloadingGroupConfig,
+    OffloadingModelConfig,
+    OffloadingParallelConfig,
+)
+
+from connector.tests.engine import models
+from connector.tests.engine.harness import TINY, remote, running, tokens
+from kvpool_connector import config as kvpool_config
+from kvpool_connector import format as part_format
+from kvpool_connector.identity import digest
+from kvpool_connector.vllm import facts
+from kvpool_connector.vllm.facts import engine_facts, layout_facts
+from testkit.servers import KeyValueServer
+
+pytestmark = pytest.mark.timeout(300)
+
+PROMPT = tokens(1, 300, models.VOCABULARY)
+ALONE: dict[str, Any] = {"tiers": {"cpu": {"size": "64Mi"}}, "admission": "always", "chunk_tokens": 128}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Full attention."""
+    return Path(models.save(models.llama, tmp_path_factory.mktemp("llama")))
+
+
+def engine_digest(model: Path, kvpool: dict[str, Any] | None = None, **options: Any) -> str:
+    """Of an engine that is not started."""
+    settings: dict[str, Any] = {"max_model_len": 4096, "dtype": "float32", "enforce_eager": True} | TINY | options
+    vllm_config: VllmConfig = EngineArgs(str(model), **settings).create_engine_config()
+    config = kvpool_config.parse({"tiers": {"cpu": {"size": "64Mi"}}} | (kvpool or {}), "test")
+    return digest(engine_facts(vllm_config, config))
+
+
+@pytest.fixture(scope="module")
+def unchanged(llama: Path) -> str:
+    """The digest that every other is compared with."""
+    return engine_digest(llama)
+
+
+ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
+
+
+@pytest.mark.parametrize(
+    ("kvpool", "options"),
+    [
+        ({"tenant": "other"}, {}),
+        ({"model_revision": "0123abc"}, {}),
+        ({}, {"dtype": "bfloat16"}),
+        ({}, {"kv_cache_dtype": "fp8_e5m2"}),
+        ({}, {"prefix_caching_hash_algo": "sha256_cbor"}),
+        ({}, {"hf_overrides": {"rope_parameters": ROPE}}),
+        ({}, {"hf_overrides": {"rms_norm_eps": 1e-3}}),
+        ({}, {"speculative_config": NGRAM}),
+    ],
+    ids=str,
+)
+def test_a_setting_changes_the_identity(
+    kvpool: dict[str, Any], options: dict[str, Any], llama: Path, unchanged: str
+) -> None:
+    """Of those that an engine's configuration shows before KV memory is laid out."""
+    assert engine_digest(llama, kvpool, **options) != unchanged
+
+
+def test_what_does_not_matter_does_not_change_it(llama: Path, unchanged: str, tmp_path: Path) -> None:
+    """The folder's name, and how much is computed at a time: else nothing would ever be shared."""
+    shutil.copytree(llama, tmp_path / "elsewhere")
+    assert engine_digest(tmp_path / "elsewhere", max_num_batched_tokens=512, max_num_seqs=3) == unchanged
+
+
+def test_one_weight_changes_it(llama: Path, unchanged: str, tmp_path: Path) -> None:
+    """Same names, shapes and sizes."""
+    assert engine_digest(one_weight_changed(llama, tmp_path / "tuned")) != unchanged
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(vllm, "__version__", "0.32.1"),
+        lambda patch: patch.setattr(facts, "VERSION", part_format.VERSION + 1),
+        lambda patch: patch.setenv("PYTHONHASHSEED", "7"),
+        lambda patch: patch.setattr(facts, "_device", lambda vllm_config: ["cpu", "x86_64", "other", "None"]),
+    ],
+    ids=["vLLM's version", "format", "hash seed", "instruction set"],
+)
+def test_the_surroundings_change_it(
+    change: Callable[[pytest.MonkeyPatch], None], llama: Path, unchanged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process has from its image and environment."""
+    change(monkeypatch)
+    assert engine_digest(llama) != unchanged
+
+
+LAYOUT = OffloadingConfig(
+    groups=(OffloadingGroupConfig(32, ("layers.0", "layers.1"), 0),),
+    worker_kv_bytes_per_block=4096, enable_kv_cache_events=False, extra_config={}, engine_id="e",
+    model=OffloadingModelConfig("m", "float32"), cache=OffloadingCacheConfig(32, 4),
+    parallel=OffloadingParallelConfig(0, 1, 1, 1, 1, 1, 0, 1, None, True), kv_cache_layout="NHD",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": (OffloadingGroupConfig(64, ("layers.0", "layers.1"), 0),)},
+        {"groups": (OffloadingGroupConfig(32, ("layers.1", "layers.0"), 0),)},
+        {"worker_kv_bytes_per_block": 2048},
+        {"kv_cache_layout": "HND"},
+        {"cache": OffloadingCacheConfig(16, 4)},
+        {"cache": OffloadingCacheConfig(32, 8)},
+        {"parallel": dataclasses.replace(LAYOUT.parallel, world_size=2, tp_size=2)},
+        {"parallel": dataclasses.replace(LAYOUT.parallel, world_size=2, pp_size=2)},
+    ],
+    ids=["block", "order of layers", "bytes", "layout", "hash", "chunk", "TP", "PP"],
+)
+def test_the_layout_changes_it(change: dict[str, Any]) -> None:
+    """Block, chunk, order of layers, parallel sizes."""
+    assert digest(layout_facts(dataclasses.replace(LAYOUT, **change))) != digest(layout_facts(LAYOUT))
+
+
+def test_ranks_share_an_identity() -> None:
+    """The scheduler's process knows no rank; the rank is in the name of a part."""
+    other = dataclasses.replace(LAYOUT, engine_id="f", parallel=dataclasses.replace(LAYOUT.parallel, rank=1))
+    assert digest(layout_facts(other)) == digest(layout_facts(LAYOUT))
+    names = {part_format.part_name("i", rank, b"key") for rank in (0, 1)}
+    assert len(names) == 2
+
+
+def one_weight_changed(model: Path, folder: Path) -> Path:
+    """A copy of the model that differs in one number."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.v_proj.weight"
+    with torch.no_grad():
+        weights[name][0, 0] += 1.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+Ask = Callable[..., tuple[list[int], int]]
+
+
+@pytest.fixture
+def shared(store: KeyValueServer, tmp_path: Path) -> dict[str, Any]:
+    """Memory tier and Redis."""
+    return ALONE | {"remote": remote(store, tmp_path)}
+
+
+def ask(model: Path, config: dict[str, Any], **options: Any) -> tuple[list[int], int]:
+    """The text of an engine that starts, answers and ends, and how many tokens it had from Redis."""
+    with running(str(model), config, **(TINY | options)) as engine:
+        answer = engine.generate(PROMPT)
+        engine.settle()
+        engine.assert_nothing_is_left()
+        return answer
+
+
+def test_engines_with_other_weights_share_nothing(llama: Path, shared: dict[str, Any], tmp_path: Path) -> None:
+    """No hit, and the text that the engine says without Redis. The same engine hits."""
+    text, cached = ask(llama, shared)
+    assert cached == 0
+    tuned = one_weight_changed(llama, tmp_path / "tuned")
+    expected, _ = ask(tuned, ALONE)
+    assert expected != text
+    assert ask(tuned, shared) == (expected, 0)
+    assert ask(llama, shared) == (text, 256)
+
+
+@pytest.mark.slow
+def test_engines_that_differ_share_nothing(llama: Path, shared: dict[str, Any]) -> None:
+    """Chunk, tenant, block, dtype."""
+    text, cached = ask(llama, shared | {"tenant": "one"})
+    assert cached == 0
+    for changes, options in (
+        ({"chunk_tokens": 64}, {}), ({"tenant": "other"}, {}), ({}, {"block_size": 64}),
+    ):  # fmt: skip
+        assert ask(llama, shared | {"tenant": "one"} | changes, **options) == (text, 0), (changes, options)
+    assert ask(llama, shared | {"tenant": "one"}, dtype="bfloat16")[1] == 0
+    assert ask(llama, shared | {"tenant": "one"}) == (text, 256)
