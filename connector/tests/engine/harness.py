@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.config import KVTransferConfig
 
@@ -41,6 +42,12 @@ def remote(store: KeyValueServer, folder: Path) -> dict[str, Any]:
         "type": store.kind, "host": store.host, "port": store.port, "password_file": str(password),
         "timeouts": {"lookup_ms": 2000},
     }  # fmt: skip
+
+
+def empty(store: KeyValueServer) -> None:
+    """The store holds nothing: tests share it."""
+    with redis.Redis(port=store.port, password=store.password) as client:
+        client.flushall()
 
 
 def tokens(number: int, count: int, vocabulary: int) -> TokensPrompt:

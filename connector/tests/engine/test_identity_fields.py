@@ -23,7 +23,7 @@ from vllm.v1.kv_offload.config import (
 )
 
 from connector.tests.engine import models
-from connector.tests.engine.harness import TINY, remote, running, tokens
+from connector.tests.engine.harness import TINY, empty, remote, running, tokens
 from kvpool_connector import config as kvpool_config
 from kvpool_connector import format as part_format
 from kvpool_connector.identity import digest
@@ -157,12 +157,10 @@ def one_weight_changed(model: Path, folder: Path) -> Path:
     return folder
 
 
-Ask = Callable[..., tuple[list[int], int]]
-
-
 @pytest.fixture
 def shared(store: KeyValueServer, tmp_path: Path) -> dict[str, Any]:
-    """Memory tier and Redis."""
+    """Memory tier, and a Redis that is empty."""
+    empty(store)
     return ALONE | {"remote": remote(store, tmp_path)}
 
 

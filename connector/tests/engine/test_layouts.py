@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from vllm import TokensPrompt
 
 from connector.tests.engine import models
-from connector.tests.engine.harness import TINY, Engine, remote, running, tokens
+from connector.tests.engine.harness import TINY, Engine, empty, remote, running, tokens
 from kvpool_connector.transfer import Kind, Tier
 from kvpool_connector.vllm import support
 from testkit.servers import KeyValueServer
@@ -63,6 +62,7 @@ def test_every_tier_gives_back_what_was_computed(
     layout = LAYOUTS[name]
     if not layout.text:
         monkeypatch.setattr(support, "check", lambda facts: None)
+    empty(store)
     model = models.save(layout.make, tmp_path / "model")
     disk = {"path": str(tmp_path / "disk"), "size": "128Mi"}
     tiers: dict[str, Any] = {"cpu": {"size": "64Mi"}}
@@ -84,8 +84,7 @@ def test_every_tier_gives_back_what_was_computed(
         assert_loaded(engine, prompt, Tier.REMOTE, layout, computed, text)
         engine.assert_nothing_is_left()
 
-    with redis.Redis(port=store.port, password=store.password) as client:
-        client.flushall()
+    empty(store)
     with running(model, {"tiers": tiers | {"disk": disk}} | shared, **TINY) as engine:
         assert_loaded(engine, prompt, Tier.DISK, layout, computed, text)
         engine.assert_nothing_is_left()

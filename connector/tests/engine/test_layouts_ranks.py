@@ -13,7 +13,7 @@ import redis
 from vllm import TokensPrompt
 
 from connector.tests.engine import models
-from connector.tests.engine.harness import remote, tokens
+from connector.tests.engine.harness import empty, remote, tokens
 from connector.tests.engine.ranks import Ranks, Snapshots, ranks_running
 from testkit.servers import KeyValueServer
 
@@ -24,7 +24,8 @@ TP_2 = {"tensor_parallel_size": 2}
 
 
 def settings(store: KeyValueServer, folder: Path) -> dict[str, Any]:
-    """All tiers."""
+    """All tiers, and nothing in them."""
+    empty(store)
     return {
         "tiers": {"cpu": {"size": CPU_BYTES}, "disk": {"path": str(folder / "disk"), "size": "64Mi"}},
         "remote": remote(store, folder), "admission": "always",
@@ -61,8 +62,7 @@ def test_two_ranks_in_fresh_processes(store: KeyValueServer, tmp_path: Path) -> 
         computed = engine.snapshots("store")
     with ranks_running(model, kvpool | {"tiers": {"cpu": {"size": CPU_BYTES}}}, **TP_2) as engine:
         assert_loaded(engine, prompt, computed, text, {"from_disk": 0, "from_remote": 5})
-    with redis.Redis(port=store.port, password=store.password) as client:
-        client.flushall()
+    empty(store)
     with ranks_running(model, kvpool, **TP_2) as engine:
         assert_loaded(engine, prompt, computed, text, {"from_disk": 5, "from_remote": 0})
 
