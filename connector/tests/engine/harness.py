@@ -162,6 +162,12 @@ class Engine:
         assert self.mover.idle
 
 
+def wait_for_store(manager: KVPoolManager) -> None:
+    """A request that comes before the store was first reached does not ask it, and computes."""
+    if manager.pool.store_reachable is not None:
+        wait_until("the store was reached", lambda: manager.pool.store_reachable)
+
+
 def record_jobs(worker: KVPoolWorker) -> list[tuple[Transfer, list[Chunk]]]:
     """From now on, every job that the worker is given."""
     jobs: list[tuple[Transfer, list[Chunk]]] = []
@@ -207,6 +213,7 @@ def running(model: str, kvpool: dict[str, Any], **options: Any) -> Iterator[Engi
         core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         manager = core.scheduler.connector.connector_scheduler.manager
         assert isinstance(manager, KVPoolManager)
+        wait_for_store(manager)
         yield Engine(llm, worker, manager, record_jobs(worker))
     finally:
         llm.llm_engine.engine_core.shutdown()
