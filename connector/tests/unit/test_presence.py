@@ -338,3 +338,15 @@ def test_close_closes_the_connection(make: Make) -> None:
     presence.close()
     assert store.closed
     assert not presence._thread.is_alive()
+
+
+def test_a_question_before_the_first_contact_waits_for_its_answer(make: Make) -> None:
+    """A fresh engine's first request comes before the first heartbeat: that is no reason to compute what the store has."""
+    contact = threading.Event()
+    store = FakeStore({b"a": b"1"})
+    store.before = lambda verb: contact.wait(5)
+    presence = make(store, reached=False)
+    assert presence.ask(b"a") is None
+    presence.flush()
+    contact.set()
+    assert verdict(presence, b"a") is True

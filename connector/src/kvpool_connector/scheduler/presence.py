@@ -67,7 +67,7 @@ class Presence:
         self._news = False
         self._greeting = greeting
         self._generation = 0
-        self._reachable = False
+        self._reachable = self._tried = False
         self._tell_at = 0.0
         self.late = 0
         """Questions that were given up: no answer within the deadline. Each is a miss that costs computing."""
@@ -95,7 +95,7 @@ class Presence:
             self._count_late(now)
             self.believe(key, False)
             return False
-        if not self._reachable:
+        if not self._reachable and self._tried:  # before the first contact a question waits like any other
             return False  # the heartbeat finds out when that changes
         self._verdicts[key] = _Verdict(None, math.inf)  # the batch gets its deadline when it is sent
         self._pending.append(key)
@@ -196,3 +196,4 @@ class Presence:
                 self._store.put_from([name], [memoryview(value)], deadline)
         self._generation = generation
         self._reachable = reached
+        self._tried = True
