@@ -18,7 +18,7 @@ from testkit.engine_process import EngineProcess
 from testkit.http_client import ask
 from testkit.servers import KeyValueServer, wait_until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]  # five starts of an engine
 ARGUMENTS = ["--max-model-len", "4096", "--block-size", "32", "--enforce-eager", "--enable-prompt-tokens-details"]
 PROMPT = "The keeper of the lighthouse wrote down wind, tide and every ship that passed. " * 60
 
@@ -139,7 +139,6 @@ def test_sigterm_in_mid_store_and_a_killed_scheduler(tmp_path: Path) -> None:
         assert ask(engine.url, MODEL_NAME, PROMPT, max_tokens=8).text == first.text
 
 
-@pytest.mark.slow
 def test_a_killed_worker_leaves_nothing(tmp_path: Path) -> None:
     """vLLM ends the engine then; a Pod would start again."""
     with KeyValueServer("redis") as store, _engine("killed", tmp_path, store) as engine:
