@@ -82,7 +82,8 @@ def _pieces(pages: Sequence[Page], blocks: Addresses, at: Addresses) -> tuple[Ad
 
 
 class CudaDevice:
-    """One copy stream per direction, so that a long store does not hold up a load. At most one thread per direction."""
+    """One copy stream per direction. At most one thread per direction may copy; the mover has one copy lane for both, so that
+    today the two never overlap."""
 
     def __init__(self, pages: Sequence[Sequence[Page]], device: torch.device) -> None:
         """Args:
