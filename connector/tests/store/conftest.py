@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvpool_connector.config import RemoteStore
+from kvpool_connector.config import RedisRemote
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.redis import RedisStore
 from testkit.servers import KeyValueServer, ServerKind
@@ -45,7 +45,7 @@ def connect() -> Iterator[Connect]:
 
     def make(server: KeyValueServer | int, *, breaker: Breaker | None = None, **fields: Any) -> RedisStore:
         port = server if isinstance(server, int) else server.port
-        config = RemoteStore.model_validate({"type": "redis", "host": "127.0.0.1", "port": port} | fields)
+        config = RedisRemote.model_validate({"type": "redis", "host": "127.0.0.1", "port": port} | fields)
         store = RedisStore(config, breaker or Breaker(first_s=0.02, longest_s=0.05))
         made.append(store)
         return store

@@ -56,8 +56,8 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     remote = parse(SMALLEST | {"remote": REMOTE}, "test").remote
     assert remote is not None
     assert remote.model_dump() == {
-        "type": "redis", "host": "store", "port": 6379, "database": 0, "username": None, "password_file": None, "ttl_s": None,
-        "write_policy": "write_through",
+        "type": "redis", "host": "store", "port": 6379, "sentinel": None, "database": 0, "username": None,
+        "password_file": None, "ttl_s": None, "write_policy": "write_through",
         "timeouts": {"lookup_ms": 50, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000},
     }  # fmt: skip
 
@@ -69,6 +69,50 @@ def test_the_smallest_disk_tier_is_a_path_and_a_size() -> None:
     assert disk.model_dump() == {
         "path": "/disk", "size": 64 << 30, "eviction_policy": "lru", "write_policy": "write_through"
     }  # fmt: skip
+
+
+SENTINEL = {"master_name": "kv", "endpoints": [{"host": "s1", "port": 26379}, {"host": "s2", "port": 26379}]}
+
+
+@pytest.mark.parametrize(
+    ("remote", "where"),
+    [
+        (REMOTE, "redis at store:6379"),
+        ({"type": "valkey", "sentinel": SENTINEL}, "valkey, the primary of kv by the sentinels s1:26379, s2:26379"),
+        ({"type": "lmcache", "host": "lm"}, "lmcache at lm:65432"),
+        ({"type": "mooncake", "master": "m:50051"}, "mooncake at m:50051 over tcp"),
+        ({"type": "infinistore", "experimental": True, "host": "i"}, "infinistore at i:22345"),
+    ],
+)
+def test_each_kind_of_store_says_where_it_is(remote: dict[str, object], where: str) -> None:
+    """For the start-up line and for faults: never a credential."""
+    parsed = parse(SMALLEST | {"remote": remote}, "test").remote
+    assert parsed is not None
+    assert parsed.where == where
+
+
+@pytest.mark.parametrize(
+    ("remote", "message"),
+    [
+        (REMOTE | {"sentinel": SENTINEL}, "remote: exactly one of host and sentinel is needed"),
+        (
+            {"type": "redis", "sentinel": {"master_name": "kv", "endpoints": []}},
+            "remote.sentinel.endpoints: Tuple should",
+        ),
+        (
+            {"type": "redis", "sentinel": SENTINEL | {"master": "kv"}},
+            "remote.sentinel.master: unknown key, did you mean 'master_name'?",
+        ),
+        ({"type": "redis", "sentinel": SENTINEL | {"username": "a"}}, "remote.sentinel: username is set without"),
+        ({"host": "a"}, "remote.type: must be one of redis, valkey, lmcache, mooncake, infinistore"),
+        ({"type": "lmcache", "host": "lm", "database": 1}, "remote.database: unknown key"),
+        ({"type": "mooncake", "master": "m", "metadata_server": "etcd://u@p"}, "remote.metadata_server"),
+        ({"type": "infinistore", "host": "i"}, "remote.experimental: Field required"),
+    ],
+)
+def test_each_kind_of_store_has_its_own_keys(remote: dict[str, object], message: str) -> None:
+    """A key of another kind would silently do nothing."""
+    assert refused(SMALLEST | {"remote": remote}).startswith(f"the source: {message}")
 
 
 @pytest.mark.parametrize("policy", ["write_through", "write_back", "selective"])
@@ -119,7 +163,7 @@ def test_every_fault_is_told_at_once() -> None:
     text = refused({"tiers": {"cpu": {"size": "much"}}, "tennant": "a", "remote": {"type": "redis"}})
     assert "tiers.cpu.size: 'much' is not a size" in text
     assert "tennant: unknown key" in text
-    assert "remote.host: Field required" in text
+    assert "remote: exactly one of host and sentinel is needed" in text
 
 
 def test_a_newer_version_says_what_to_update() -> None:
@@ -190,7 +234,7 @@ def test_a_password_in_the_file_is_refused_and_not_repeated() -> None:
 def test_a_username_needs_a_password_file() -> None:
     """A user without a password would be the default user, silently."""
     text = refused(SMALLEST | {"remote": REMOTE | {"username": "kv"}})
-    assert "remote.username is set without remote.password_file" in text
+    assert "remote: username is set without password_file" in text
     assert parse(SMALLEST | {"remote": REMOTE | {"username": "kv", "password_file": "/p"}}, "test").remote is not None
 
 

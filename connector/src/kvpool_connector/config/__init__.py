@@ -9,11 +9,18 @@ from kvpool_connector.config.model import (
     ConnectorConfig,
     CpuTier,
     PoolRef,
-    RemoteStore,
     Tiers,
-    Timeouts,
 )
 from kvpool_connector.config.quantity import format_bytes, parse_quantity
+from kvpool_connector.config.remote import (
+    InfiniStoreRemote,
+    LMCacheRemote,
+    MooncakeRemote,
+    RedisRemote,
+    RemoteStore,
+    Sentinel,
+    Timeouts,
+)
 from kvpool_connector.config.sources import ENV_CONFIG_FILE, ConfigError, load, parse
 
 __all__ = [
@@ -22,8 +29,13 @@ __all__ = [
     "ConfigError",
     "ConnectorConfig",
     "CpuTier",
+    "InfiniStoreRemote",
+    "LMCacheRemote",
+    "MooncakeRemote",
     "PoolRef",
+    "RedisRemote",
     "RemoteStore",
+    "Sentinel",
     "Tiers",
     "Timeouts",
     "format_bytes",

@@ -6,35 +6,28 @@ A change that an older connector would misread needs a new ``CONFIG_VERSION``; a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from kvpool_connector.config.quantity import parse_quantity
+from kvpool_connector.config.remote import RemoteStore
+from kvpool_connector.config.section import ByteSize, Section, WritePolicy
 
 CONFIG_VERSION: Literal[1] = 1
 """What this connector writes and the newest version that it reads."""
 
 EvictionPolicy = Literal["lru", "slru"]
-WritePolicy = Literal["write_through", "write_back", "selective"]
-"""At once; when memory needs the room; or when a block is seen for the second time."""
 OnFailure = Literal["stop", "continue"]
-ByteSize = Annotated[int, BeforeValidator(parse_quantity)]
-"""Bytes; read from a number or a Kubernetes quantity."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PoolRef(_Section):
+class PoolRef(Section):
     """Which KVCachePool this file was made for. Only shown, never part of a key."""
 
     name: str
     namespace: str = ""
 
 
-class CpuTier(_Section):
+class CpuTier(Section):
     """Host memory next to the engine."""
 
     size: ByteSize = Field(
@@ -43,7 +36,7 @@ class CpuTier(_Section):
     eviction_policy: EvictionPolicy = Field(default="lru", description="Which block makes room for a new one.")
 
 
-class DiskTier(_Section):
+class DiskTier(Section):
     """Files next to the engine. They outlive the process, and the Pod if the volume does."""
 
     path: str = Field(
@@ -56,47 +49,14 @@ class DiskTier(_Section):
     write_policy: WritePolicy = Field(default="write_through", description="When a block is written to the disk.")
 
 
-class Tiers(_Section):
+class Tiers(Section):
     """Tiers inside the engine's Pod."""
 
     cpu: CpuTier
     disk: DiskTier | None = Field(default=None, description="Absent: nothing outlives the process but the store.")
 
 
-class Timeouts(_Section):
-    """Upper bounds, in milliseconds, on anything that waits for the store. What is late is a miss, never an error."""
-
-    lookup_ms: int = Field(
-        default=50,
-        ge=1,
-        le=10_000,
-        description="Whether the store has the keys of a waiting request. A long prompt is given up to 5 % of what "
-        "computing it would take, if that is longer.",
-    )
-    fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
-    put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")
-    connect_ms: int = Field(default=3_000, ge=10, le=30_000, description="TCP connection and authentication.")
-
-
-class RemoteStore(_Section):
-    """A store that engines share. Redis and Valkey speak the same protocol."""
-
-    type: Literal["redis", "valkey"]
-    host: str = Field(min_length=1, max_length=253)
-    port: int = Field(default=6379, ge=1, le=65535)
-    database: int = Field(default=0, ge=0, le=1_000_000)
-    username: str | None = Field(default=None, description="ACL user; absent: the default user.")
-    password_file: str | None = Field(
-        default=None, description="A file that holds the password (a mounted Secret). Passwords are never in this file."
-    )
-    ttl_s: int | None = Field(
-        default=None, ge=1, description="Seconds after which the store may forget a part; absent: never."
-    )
-    write_policy: WritePolicy = Field(default="write_through", description="When a block is written to the store.")
-    timeouts: Timeouts = Timeouts()
-
-
-class ConnectorConfig(_Section):
+class ConnectorConfig(Section):
     """The whole file."""
 
     version: Literal[1] = CONFIG_VERSION
@@ -135,9 +95,3 @@ class ConnectorConfig(_Section):
     offload_generated_tokens: bool = Field(
         True, description="Keep the KV of generated tokens too, so that the next turn of a conversation hits."
     )
-
-    @model_validator(mode="after")
-    def _username_needs_password(self) -> ConnectorConfig:
-        if self.remote is not None and self.remote.username and not self.remote.password_file:
-            raise ValueError("remote.username is set without remote.password_file: name the file with its password")
-        return self

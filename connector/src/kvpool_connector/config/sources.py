@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -83,18 +83,36 @@ def parse(content: object, source: str) -> ConnectorConfig:
 
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
-    field = ".".join(map(str, location)) or "the file"
+    models, path = _walk(location)
+    field = ".".join(path) or "the file"
+    if kind.startswith("union_tag"):
+        known = [value for model in models for value in get_args(model.model_fields["type"].annotation)]
+        return f"{field}.type: must be one of {', '.join(known)}"
     if kind != "extra_forbidden":
         return f"{field}: {message.removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(str(location[-1]), _fields_at(location[:-1]), n=1)
+    near = difflib.get_close_matches(str(location[-1]), [key for model in models for key in model.model_fields], n=1)
     return f"{field}: unknown key" + (f", did you mean '{near[0]}'?" if near else ": remove it")
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known at a place of the file."""
-    model: type[BaseModel] = ConnectorConfig
+def _walk(location: tuple[int | str, ...]) -> tuple[list[type[BaseModel]], list[str]]:
+    """The models that describe the innermost mapping of a place, and its path in the file: pydantic names the branch of a
+    union between the keys, which the file has not."""
+    models: list[type[BaseModel]] = [ConnectorConfig]
+    path: list[str] = []
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
+        tagged = [
+            model for model in models if len(models) > 1 and part in get_args(model.model_fields["type"].annotation)
+        ]
+        if tagged:
+            models = tagged
+            continue
+        path.append(str(part))
+        fields = [model.model_fields[str(part)].annotation for model in models if str(part) in model.model_fields]
+        models = [model for field in fields for model in _models_in(field)] or models
+    return models, path
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -442,6 +442,11 @@ class Pool:
         return None if self._presence is None else self._presence.reachable
 
     @property
+    def counted(self) -> bool:
+        """Whether there are counts that nobody took yet."""
+        return bool(self.counts or self.spills.counts)
+
+    @property
     def busy(self) -> bool:
         """Only engine steps bring spills and probes to their end."""
         return self.spills.busy or bool(self._probes)

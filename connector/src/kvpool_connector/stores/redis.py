@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kvpool_connector.config import RemoteStore
+from kvpool_connector.config import RedisRemote
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.breaker import Breaker
@@ -32,7 +32,7 @@ class Refused(Exception):
 class RedisStore:
     """One connection, made when first needed and again after a fault, behind the process's breaker for this server."""
 
-    def __init__(self, config: RemoteStore, breaker: Breaker) -> None:
+    def __init__(self, config: RedisRemote, breaker: Breaker) -> None:
         self._config = config
         self._breaker = breaker
         self._connection: Connection | None = None
@@ -124,7 +124,7 @@ class RedisStore:
             self._fault(fault)
             return outcomes + [rest] * (count - len(outcomes))
         if self._breaker.succeeded():
-            logger.warning("store %s:%d answers again", self._config.host, self._config.port)
+            logger.warning("%s answers again", self._config.where)
         return outcomes
 
     def _fault(self, fault: Exception) -> None:
@@ -133,15 +133,14 @@ class RedisStore:
             return
         if self._breaker.failed():
             what = str(fault) or type(fault).__name__
-            logger.warning(
-                "store %s:%d: %s; blocks are computed until it answers", self._config.host, self._config.port, what
-            )
+            logger.warning("%s: %s; blocks are computed until it answers", self._config.where, what)
 
     def _connected(self, deadline: float) -> Connection:
         if not self._breaker.allow():
             raise _LeftAlone
         if self._connection is None:
             by = min(deadline, time.monotonic() + self._config.timeouts.connect_ms / 1000)
+            assert self._config.host is not None
             self._connection = Connection(self._config.host, self._config.port, by)
             self._handshake(self._connection, by)
             self._generation += 1

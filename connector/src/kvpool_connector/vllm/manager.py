@@ -151,9 +151,10 @@ class KVPoolManager(OffloadingManager):
             yield OffloadingEvent([OffloadKey(key) for key in change.keys], medium, change.removed, locality=locality)
 
     def get_stats(self) -> OffloadingConnectorStats | None:
-        """Counters and gauges; not in every step, which would cost more than it tells."""
+        """Counters as soon as there are any, gauges once a second: in a step that only decodes they would cost more than they
+        tell, and a counter that waited for the next step could wait until the next request."""
         now = time.monotonic()
-        if now < self._stats_at:
+        if now < self._stats_at and not self.pool.counted:
             return None
         self._stats_at = now + _STATS_EVERY_S
         return collect(self.pool, OffloadingConnectorStats())

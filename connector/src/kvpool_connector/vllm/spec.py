@@ -17,10 +17,11 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvpool_connector import identity
-from kvpool_connector.config import ConfigError, ConnectorConfig, RemoteStore, format_bytes
+from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes
 from kvpool_connector.format import part_name
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Breaker, Store
+from kvpool_connector.stores.factory import make_store
 from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.transfer import Transfer
 from kvpool_connector.vllm.facts import layout_facts
@@ -93,7 +94,7 @@ class KVPoolSpec(OffloadingSpec):
     def connect(self, breaker: Breaker) -> Store:
         """A client of the remote store. Nothing is sent before its first use."""
         assert self.settings.remote is not None
-        return _client(self.settings.remote, breaker)
+        return make_store(self.settings.remote, breaker)
 
     def get_manager(self) -> OffloadingManager:
         """The scheduler's half."""
@@ -120,18 +121,12 @@ class KVPoolSpec(OffloadingSpec):
             if tiers.disk is None
             else f"; disk tier of {format_bytes(tiers.disk.size)} in {tiers.disk.path}: {self.disk_slots} chunks"
         )
-        where = "no remote store" if remote is None else f"{remote.type} at {remote.host}:{remote.port}"
+        where = "no remote store" if remote is None else remote.where
         return (
             f"chunks of {tokens} tokens, {format_bytes(self.chunk_bytes)} per rank; memory tier of "
             f"{format_bytes(tiers.cpu.size)}: {self.slots} chunks, about {self.slots * tokens} tokens{disk}; {where}; "
             f"identity {self.identity}"
         )
-
-
-def _client(config: RemoteStore, breaker: Breaker) -> Store:
-    from kvpool_connector.stores.redis import RedisStore
-
-    return RedisStore(config, breaker)
 
 
 def device_of(kv_caches: CanonicalKVCaches) -> torch.device:

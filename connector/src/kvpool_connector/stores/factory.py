@@ -1,0 +1,21 @@
+"""One client for each kind of store: the only place that knows all of them."""
+
+from __future__ import annotations
+
+from kvpool_connector.config import RedisRemote, RemoteStore
+from kvpool_connector.stores.base import Store
+from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.redis import RedisStore
+
+
+def make_store(config: RemoteStore, breaker: Breaker) -> Store:
+    """A client. Nothing is sent before its first use.
+
+    Args:
+        breaker: shared by the clients of one process.
+
+    Raises:
+        ConfigError: the client's own package is missing, or what it needs.
+    """
+    assert isinstance(config, RedisRemote)
+    return RedisStore(config, breaker)
