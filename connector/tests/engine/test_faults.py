@@ -89,7 +89,7 @@ def test_a_store_that_stops_in_mid_fetch_costs_its_deadline_and_no_more(engine: 
     finally:
         store.resume()
     assert answer == text
-    assert subject.mover.outcomes["load timeout"] >= 1
+    assert subject.mover.outbox.outcomes["load timeout"] >= 1
     subject.assert_nothing_is_left()
 
 

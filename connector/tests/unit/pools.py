@@ -11,7 +11,8 @@ from connector.tests.unit.fakes import FakePresence
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.pool import Lookup, Lower, Pool
+from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import WritePolicy
 from kvpool_connector.scheduler.verify import Verification
