@@ -60,7 +60,7 @@ def _begin_load(engine: Engine, number: int, store: KeyValueServer) -> str:
         store.pause()
         return lookups(keys, req_id)
 
-    engine.manager.pool.begin_load = begin_load  # type: ignore[method-assign, assignment]
+    engine.manager.pool.begin_load = begin_load  # type: ignore[assignment]
     core.add_request(request, prompt(number), SamplingParams(max_tokens=8, temperature=0))
     try:
         end = time.monotonic() + 10
@@ -68,7 +68,7 @@ def _begin_load(engine: Engine, number: int, store: KeyValueServer) -> str:
             core.step()
             assert time.monotonic() < end, "no load began"
     finally:
-        engine.manager.pool.begin_load = lookups  # type: ignore[method-assign]
+        engine.manager.pool.begin_load = lookups
     return request
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.admission import Admission
@@ -106,7 +106,7 @@ class Pool:
         if reports:
             self.lookups.waiting.changed()
 
-    def _on_spilled(self, ticket: Ticket, ranks: Sequence[Collection[int]]) -> None:
+    def _on_spilled(self, ticket: Ticket, ranks: Sequence[set[int]]) -> None:
         stale = self.spills.is_stale(ticket)
         spill = self.spills.on_report(ticket, ranks)
         if spill is None:
