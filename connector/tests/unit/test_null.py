@@ -23,7 +23,7 @@ def test_every_job_ends_at_once_and_failed(mover: NullMover) -> None:
     mover.wait({1, 2})
     assert [done.job_id for done in mover.outbox.poll()] == [1, 2]
     assert mover.outbox.take_failed_requests() == {"r"}
-    assert mover.outbox.take_reports() == Reports(failed={11: {0, 1}, 12: {0}})
+    assert mover.outbox.take_reports() == Reports(failed={11: {0, 1}, 12: {0}}, lost={11: {0, 1}, 12: {0}})
 
 
 def test_every_spill_is_reported_as_not_written(mover: NullMover) -> None:

@@ -228,7 +228,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert [self.in_memory[slot] for slot in job.work.slots] == list(job.work.keys), "changed under a spill"
                 reports = reports.merge(Reports(spilled={job.work.ticket: [failed]}))
             elif failed:
-                reports = reports.merge(Reports(failed={job.work.ticket: failed}))
+                reports = reports.merge(Reports(failed={job.work.ticket: failed}, lost={job.work.ticket: failed}))
                 self.count_failure(job)
             if not job.running:
                 completed.append(job)

@@ -91,6 +91,16 @@ def test_a_promise_of_the_disk_holds_for_the_step(rig: Make, tmp_path: Path) -> 
     assert (it.index.free, A in it.disk) == (4, False)
 
 
+def test_a_late_read_of_the_disk_keeps_the_part(rig: Make, tmp_path: Path) -> None:
+    """The disk was slow, its part is good: the next request may have it. Memory has nothing."""
+    it = rig(tmp_path)
+    it.only_below(A)
+    it.loaded(A, failed={0}, late={0})
+    assert it.disk is not None
+    assert (A in it.disk, A in dict(it.index), it.references) == (True, False, 0)
+    assert it.load(A, req_id="next").from_disk
+
+
 def test_a_failed_read_of_the_disk_forgets_the_part(rig: Make, tmp_path: Path) -> None:
     """On disk and in memory; an event for the disk, whose part others knew of. The block is written again."""
     it = rig(tmp_path)

@@ -186,8 +186,9 @@ class Jobs:
 
     # ---- failures ----------------------------------------------------------------------------------------
 
-    def failed(self, ticket: Ticket, positions: Collection[int]) -> None:
-        """A rank could not read or write these keys of a transfer. Tickets from before a reset are nobody's."""
+    def failed(self, ticket: Ticket, positions: Collection[int], lost: Collection[int]) -> None:
+        """A rank could not read or write these keys of a transfer; all but the ``lost`` ones only came too late. Tickets from
+        before a reset are nobody's."""
         running = self._running.get(ticket)
         if running is None:
             return
@@ -195,7 +196,10 @@ class Jobs:
         disk_slots = dict(transfer.from_disk)
         for position in positions:
             self._contents.lose(transfer.keys[position], transfer.slots[position])
-            self._contents.lose_below(transfer.keys[position], disk_slots.get(position))
+            if (
+                position in lost or position not in disk_slots
+            ):  # a late part on disk is good; of the store, nobody knows
+                self._contents.lose_below(transfer.keys[position], disk_slots.get(position))
         if transfer.kind is Kind.LOAD and not running.counted:
             running.counted = True
             self._lookups.load_failed(transfer.req_id)

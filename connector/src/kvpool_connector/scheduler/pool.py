@@ -91,7 +91,7 @@ class Pool:
         :meth:`end_store` already know what failed.
         """
         for ticket, positions in reports.failed.items():
-            self.jobs.failed(ticket, positions)
+            self.jobs.failed(ticket, positions, reports.lost.get(ticket, ()))
         running = self.jobs.running if reports.differed else set()
         for ticket, positions in reports.differed.items():
             if ticket in running:

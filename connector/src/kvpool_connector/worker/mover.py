@@ -151,7 +151,7 @@ class Mover:
         if failed:
             logger.warning("request %s: %s failed for %d of %d chunks, which will be computed: %s",
                            transfer.req_id, kind, len(failed), total, dict(Counter(failed.values())))  # fmt: skip
-        self.outbox.done(Done(job.job_id, nbytes, seconds), transfer, set(failed), job.differed)
+        self.outbox.done(Done(job.job_id, nbytes, seconds), transfer, failed, job.differed)
         with self._idle:
             self._in_flight.discard(job.job_id)
             self._idle.notify_all()

@@ -39,4 +39,4 @@ class NullMover:
         """Nothing to end."""
 
     def _fail(self, job_id: int, transfer: Transfer) -> None:
-        self.outbox.done(Done(job_id, 0, 0.0), transfer, set(range(len(transfer.keys))), set())
+        self.outbox.done(Done(job_id, 0, 0.0), transfer, dict.fromkeys(range(len(transfer.keys)), "no mover"), set())

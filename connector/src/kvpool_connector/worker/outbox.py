@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 from collections import Counter
 
+from kvpool_connector.stores import Outcome
 from kvpool_connector.transfer import Kind, Reports, Sample, Ticket, Transfer
 from kvpool_connector.worker.job import Done
 
@@ -17,7 +18,7 @@ class Outbox:
         """Args:
         broken: why this rank can do nothing, if so.
         """
-        self._done: queue.SimpleQueue[tuple[Done, Transfer, set[int], set[int]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Done, Transfer, dict[int, str], set[int]]] = queue.SimpleQueue()
         self._spilled: queue.SimpleQueue[tuple[Ticket, set[int]]] = queue.SimpleQueue()
         self._samples: queue.SimpleQueue[Sample] = queue.SimpleQueue()
         self._counted: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
@@ -30,8 +31,8 @@ class Outbox:
 
     # ---- any thread ----------------------------------------------------------------------------------------
 
-    def done(self, done: Done, transfer: Transfer, failed: set[int], differed: set[int]) -> None:
-        """A job ended; these positions of its keys failed, those hold something else than was computed."""
+    def done(self, done: Done, transfer: Transfer, failed: dict[int, str], differed: set[int]) -> None:
+        """A job ended; these positions of its keys failed and why, those hold something else than was computed."""
         self._done.put((done, transfer, failed, differed))
 
     def spilled(self, ticket: Ticket, missing: set[int]) -> None:
@@ -62,7 +63,8 @@ class Outbox:
             done, transfer, failed, differed = self._done.get()
             ended.append(done)
             if failed:
-                self._reports.failed[transfer.ticket] = failed
+                self._reports.failed[transfer.ticket] = set(failed)
+                self._reports.lost[transfer.ticket] = {p for p, why in failed.items() if why != Outcome.TIMEOUT.value}
                 if transfer.kind is Kind.LOAD:
                     self._failed_requests.add(transfer.req_id)
             if differed:
