@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kvpool_connector.config import RedisRemote, RemoteStore
+from kvpool_connector.config import LMCacheRemote, RedisRemote, RemoteStore
 from kvpool_connector.stores.base import Store
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.lmcache import LMCacheStore
 from kvpool_connector.stores.redis import RedisStore
 
 
@@ -17,5 +18,9 @@ def make_store(config: RemoteStore, breaker: Breaker) -> Store:
     Raises:
         ConfigError: the client's own package is missing, or what it needs.
     """
-    assert isinstance(config, RedisRemote)
-    return RedisStore(config, breaker)
+    match config:
+        case RedisRemote():
+            return RedisStore(config, breaker)
+        case LMCacheRemote():
+            return LMCacheStore(config, breaker)
+    raise AssertionError
