@@ -60,16 +60,17 @@ class SentinelGroup:
 
     def start(self) -> Self:
         """Start all; returns when the replicas follow and every sentinel knows the group."""
-        for server in self.servers:
-            server.start(wait=False)
-        for server in self.servers:
-            server.wait()
-        wait_until("two replicas follow", lambda: self._replicas() == 2)
-        for sentinel in self.sentinels:
-            sentinel.start(wait=False)
-        for sentinel in self.sentinels:
-            sentinel.wait()
-        wait_until("the sentinels know each other and the replicas", self._complete)
+        try:
+            for group in (self.servers, self.sentinels):
+                for each in group:
+                    each.start(wait=False)
+                for each in group:
+                    each.wait()
+                wait_until("two replicas follow", lambda: self._replicas() == 2)
+            wait_until("the sentinels know each other and the replicas", self._complete)
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     @property
@@ -123,8 +124,8 @@ class SentinelGroup:
 
     def _replicas(self) -> int:
         with contextlib.closing(redis.Redis(port=self.servers[0].port, password=self._password)) as client:
-            text = client.execute_command("INFO", "replication", NEVER_DECODE=True)
-        return bytes(text).count(b"state=online")
+            state = client.info("replication")
+        return sum(state.get(f"slave{number}", {}).get("state") == "online" for number in range(2))
 
     def _complete(self) -> bool:
         for number in range(len(self.sentinels)):
