@@ -29,6 +29,8 @@ logger = get_logger(__name__)
 
 STAGING_BYTES = 32 << 20
 """Staging memory, and so bytes of one call. A larger value makes it grow."""
+_MOST_KEYS = 128
+"""Of one call: over TCP each value has a connection of its own, and some thousand are more than a process may have."""
 _NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE = -200, -600, -703, -704, -706
 """Codes of ``mooncake-store/include/types.h``. A buffer shorter than the value is _INVALID, and so is an empty value."""
 _ANSWERS = {_NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE}
@@ -53,6 +55,7 @@ class MooncakeStore:
         self._staging = _Staging(STAGING_BYTES)
         self._registered = 0  # address of the staging memory that the client knows
         self._marker = f"kvpool:client:{uuid.uuid4().hex}"
+        self._marked = False
         self._generation = 0
 
     @property
@@ -180,25 +183,30 @@ class MooncakeStore:
         if self._native is None:
             self._native = join(self._config, lends=self._lends)
             self._generation += 1
-            self._mark(self._native)
         if self._registered != self._staging.address:
+            first = not self._registered
             if self._registered:
                 self._native.unregister_buffer(self._registered)
             if code := self._native.register_buffer(self._staging.address, self._staging.size):
                 raise OSError(f"memory cannot be registered (code {code})")
             self._registered = self._staging.address
+            if first:
+                self._mark(self._native)
         return self._native
 
     def _present(self, native: Any, names: list[str]) -> list[int]:
         """1 or 0 for each name. The marker is asked for too; if it went, so did the pool's content, or some of it."""
         *codes, marker = native.batch_is_exist([*names, self._marker])
-        if marker == 0:
+        if marker == 0 and self._marked:
             self._generation += 1
+        if marker == 0:
             self._mark(native)
         return codes
 
     def _mark(self, native: Any) -> None:
-        native.put(self._marker, b"1")
+        """With one byte of whatever is in staging memory. A pool that is full has no room for it: then nothing is known."""
+        code = native.put_from(self._marker, self._staging.address, 1, replicas(self._config))
+        self._marked = code == 0
 
     def _leave(self) -> None:
         native, self._native, self._registered = self._native, None, 0
@@ -232,10 +240,10 @@ def _ranges(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _turns(sizes: Sequence[int]) -> Iterator[slice]:
-    """Neighbours that fit staging memory together; a larger value has a turn of its own."""
+    """Neighbours that fit one call and staging memory; a larger value has a turn of its own."""
     start = total = 0
     for position, size in enumerate(sizes):
-        if total and total + size > STAGING_BYTES:
+        if position - start == _MOST_KEYS or (position > start and total + size > STAGING_BYTES):
             yield slice(start, position)
             start, total = position, 0
         total += size

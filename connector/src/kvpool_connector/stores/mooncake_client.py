@@ -11,6 +11,7 @@ from typing import Any
 from kvpool_connector.config import ConfigError, MooncakeRemote
 
 _RDMA_DEVICES = Path("/sys/class/infiniband")
+_PROBE_S = 1.0
 _LOCAL_BUFFER = 0
 """Bytes of the client's own staging memory: calls with registered buffers need none."""
 
@@ -37,7 +38,7 @@ def load(config: MooncakeRemote) -> Any:
                 raise ConfigError(
                     f"remote.devices: there is no RDMA device {device.strip()!r}, only {', '.join(present)}"
                 )
-    os.environ.setdefault("GLOG_minloglevel", "2")  # else every full pool is a line for each put
+    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")  # else a full pool writes a line for each put, and each call some
     try:
         return importlib.import_module("mooncake.store")
     except ModuleNotFoundError:
@@ -62,10 +63,11 @@ def join(config: MooncakeRemote, *, lends: bool) -> Any:
         SetupFailed: the client's code is in the text.
         OSError: the master's name is unknown.
     """
+    address = _address_towards(config.master)
     native = load(config).MooncakeDistributedStore()
     code = native.setup(
         {
-            "local_hostname": config.local_host or _address_towards(config.master),
+            "local_hostname": config.local_host or address,
             "metadata_server": config.metadata_server,
             "global_segment_size": str(config.segment_size if lends else 0),
             "local_buffer_size": str(_LOCAL_BUFFER),
@@ -87,12 +89,21 @@ def replicas(config: MooncakeRemote) -> Any:
 
 
 def _address_towards(master: str) -> str:
-    """This host's address on the way to the first of the masters. Nothing is sent."""
-    host, _, port = master.removeprefix("etcd://").split(";")[0].rpartition(":")
-    try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
-    except (UnicodeError, ValueError):  # from IDNA, for names such as "a..b"; a port that is none
-        raise OSError(f"{master!r} is no host:port") from None
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])
+    """This host's address on the way to the first of the masters (or members of etcd) that takes connections.
+
+    Without such a server, Mooncake's client tries for 90 seconds and cannot be stopped.
+
+    Raises:
+        OSError: none does.
+    """
+    error = OSError(f"{master!r} is no host:port")
+    for endpoint in master.removeprefix("etcd://").split(";"):
+        host, _, port = endpoint.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S) as probe:
+                return str(probe.getsockname()[0])
+        except (UnicodeError, ValueError):  # from IDNA, for names such as "a..b"; a port that is none
+            error = OSError(f"{endpoint!r} is no host:port")
+        except OSError as fault:
+            error = fault
+    raise error
