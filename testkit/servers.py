@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -63,34 +64,54 @@ def server_command(kind: ServerKind) -> tuple[list[str], dict[str, str]]:
     return [str(unpacked / "usr/bin/redis-server")], {"LD_LIBRARY_PATH": ":".join(libraries)}
 
 
-class KeyValueServer:
-    """A private Redis or Valkey without persistence. May be stopped, killed, paused and started again on its port."""
+class Server:
+    """One process that listens on loopback. May be stopped, killed, paused and started again on its port."""
 
-    def __init__(
-        self, kind: ServerKind = "redis", *, password: str | None = None, maxmemory: str | None = None,
-        policy: str = "noeviction", port: int | None = None,
-    ) -> None:  # fmt: skip
-        self.kind: ServerKind = kind
-        self.host, self.port, self.password = "127.0.0.1", port or free_port(), password
-        self._folder = Path(tempfile.mkdtemp(prefix="kvpool-store-"))
-        lines = [f"bind {self.host}", f"port {self.port}", 'save ""', "appendonly no", f"dir {self._folder}"]
-        if password is not None:
-            lines.append(f"requirepass {password}")
-        if maxmemory is not None:
-            lines += [f"maxmemory {maxmemory}", f"maxmemory-policy {policy}"]
-        self._config = self._folder / "store.conf"
-        self._config.write_text("\n".join(lines) + "\n")
+    def __init__(self, what: str, port: int | None = None) -> None:
+        self.what = what
+        self.host, self.port = "127.0.0.1", port or free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="kvpool-store-"))
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Self:
-        """Start and wait until it answers."""
-        command, environment = server_command(self.kind)
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, str(self._config)], stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
-            )
-        wait_until(f"{self.kind} on port {self.port} answers ({self._folder}/log)", self._answers)
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """Program with arguments, and what its environment has besides this process's.
+
+        Raises:
+            FileNotFoundError: with the command that gets the program.
+        """
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """It is ready."""
+        raise NotImplementedError
+
+    def start(self, wait: bool = True) -> Self:
+        """Start and wait until it answers.
+
+        Raises:
+            TimeoutError: it does not; names its log.
+            RuntimeError: it ended; with the end of its log.
+        """
+        command, environment = self.command()
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
+        if wait:
+            try:
+                self.wait()
+            except BaseException:
+                self.kill()
+                raise
         return self
+
+    def wait(self) -> None:
+        """Until it answers."""
+
+        def answers_or_ended() -> bool:
+            return self.answers() or (self._process is not None and self._process.poll() is not None)
+
+        wait_until(f"{self.what} on port {self.port} answers ({self.folder}/log)", answers_or_ended, 60)
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"{self.what} ended: {(self.folder / 'log').read_text(errors='replace')[-1500:]}")
 
     def kill(self) -> None:
         """As by the kernel: no farewell."""
@@ -100,6 +121,9 @@ class KeyValueServer:
     def pause(self) -> None:
         """Stop it in mid-air: connections stay open and nothing is answered."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            tasks = Path(f"/proc/{self._process.pid}/task")
+            wait_until("all its threads stopped", lambda: all(_stopped(task) for task in tasks.iterdir()), poll_s=0.002)
 
     def resume(self) -> None:
         """Go on."""
@@ -111,7 +135,7 @@ class KeyValueServer:
             self._signal(signal.SIGCONT)
             self._signal(signal.SIGTERM)
             self._end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -127,13 +151,56 @@ class KeyValueServer:
 
     def _end(self) -> None:
         if self._process is not None:
-            self._process.wait(timeout=10)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=10)
             self._process = None
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection((self.host, self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(7).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
+
+def _stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TZ"
+
+
+class KeyValueServer(Server):
+    """A private Redis or Valkey without persistence."""
+
+    def __init__(
+        self, kind: ServerKind = "redis", *, password: str | None = None, maxmemory: str | None = None,
+        policy: str = "noeviction", port: int | None = None, extra: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Args:
+        extra: more lines of the configuration file.
+        """
+        super().__init__(kind, port)
+        self.kind: ServerKind = kind
+        self.password = password
+        lines = [f"bind {self.host}", f"port {self.port}", 'save ""', "appendonly no", f"dir {self.folder}"]
+        if password is not None:
+            lines.append(f"requirepass {password}")
+        if maxmemory is not None:
+            lines += [f"maxmemory {maxmemory}", f"maxmemory-policy {policy}"]
+        self._config = self.folder / "store.conf"
+        self._config.write_text("\n".join([*lines, *extra]) + "\n")
+
+    def remote(self, **fields: object) -> dict[str, object]:
+        """The connector's configuration for it, without the password."""
+        return {"type": self.kind, "host": self.host, "port": self.port} | fields
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        command, environment = server_command(self.kind)
+        return [*command, str(self._config)], environment
+
+    def answers(self) -> bool:
+        return answers_ping(self.host, self.port)
+
+
+def answers_ping(host: str, port: int) -> bool:
+    """A server of the Redis family is ready, or wants a password."""
+    try:
+        with socket.create_connection((host, port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(7).startswith((b"+PONG", b"-NOAUTH"))
+    except OSError:
+        return False

@@ -6,3 +6,5 @@ PATH=$PATH:${KVPOOL_CACHE:-$HOME/.cache/kvpool}/uv-0.13.9/bin  # where tools/set
 compile() { uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 --no-header "$@"; }
 for name in operator dev; do compile "$name.in" -o "$name.txt"; done
 for name in engine lmcache; do compile "$name.in" --override engine.overrides -o "$name.txt"; done
+# Wheels that are laid over the engine's environment: no dependencies of theirs.
+for name in lmserver mooncake; do compile --no-deps "$name.in" -o "$name.txt"; done

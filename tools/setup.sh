@@ -4,7 +4,9 @@
 #   dev      .venvs/dev      checks, tests and the harness; no vLLM
 #   engine   .venvs/engine   vLLM's CPU build, about 6 GB, kept in the cache
 #   lmcache  .venvs/lmcache  the same vLLM with LMCache, for the comparison of make bench-engine; about 7 GB, kept in the cache
-#   servers  redis-server on the PATH, or unpacked from the distribution's package into the cache (no root)
+#   servers  real stores for tests, none of them installed on the machine: redis-server (on the PATH, or unpacked from the
+#            distribution's package into the cache); lmcache_server and Mooncake, each a folder in the cache with one wheel and what
+#            it lacks, to be laid over the engine's environment by PYTHONPATH: .venvs/lmserver, .venvs/mooncake
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
 set -euo pipefail
@@ -68,25 +70,62 @@ engine() { with_vllm engine "vLLM's CPU build, about 6 GB,"; }
 lmcache() { with_vllm lmcache "LMCache with vLLM's CPU build, about 7 GB,"; }
 
 servers() {
+  redis_server
+  overlay lmserver
+  overlay mooncake mooncake_libraries
+}
+
+# A folder for PYTHONPATH with the wheels of requirements/$1.txt and nothing that they depend on; $2 adds to it.
+overlay() {
+  local home; home=$CACHE/$1-$(hash_of "requirements/$1.txt")
+  mkdir -p .venvs
+  if [ ! -d "$home" ]; then
+    local work; work=$home.$$
+    say "$1 into $home"
+    uv pip install -q --python "$PYTHON" --target "$work" --no-deps --require-hashes -r "requirements/$1.txt"
+    [ -z "${2:-}" ] || "$2" "$work"
+    mv -T "$work" "$home" 2>/dev/null || rm -rf "$work"  # someone else was first
+  fi
+  ln -sfnT "$home" ".venvs/$1"
+}
+
+# Mooncake's programs and client are linked to these.
+mooncake_libraries() { unpack "$1/debian" libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200; }
+
+redis_server() {
   command -v redis-server >/dev/null && return
   [ -x "$CACHE/redis/usr/bin/redis-server" ] && return
-  command -v apt-get >/dev/null || die "redis-server is missing and apt-get is not here to get it: install Redis 7 or later"
   say "redis-server, unpacked into $CACHE/redis (nothing is installed on the machine)"
-  if [ -z "$(apt-cache pkgnames redis-server 2>/dev/null)" ] && [ "$(id -u)" = 0 ]; then apt-get update -qq; fi
-  local work; work=$(mktemp -d "$CACHE/redis.XXXX")
-  (
-    cd "$work"
-    names=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
-      redis-server | grep '^[a-z0-9]' | sort -u | grep -E '^(redis|lib(jemalloc|lua|lzf|hiredis|atomic))|^lua-' || true)
-    [ -n "$names" ] || die "the package lists know no redis-server: run 'apt-get update' as root once"
-    # shellcheck disable=SC2086
-    apt-get download -q $names >/dev/null 2>&1 || true
-    mkdir root
-    for deb in *.deb; do dpkg-deb -x "$deb" root; done
-  )
+  package_lists redis-server
+  local names work; work=$(mktemp -d "$CACHE/redis.XXXX")
+  names=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
+    redis-server | grep '^[a-z0-9]' | sort -u | grep -E '^(redis|lib(jemalloc|lua|lzf|hiredis|atomic))|^lua-' || true)
+  # shellcheck disable=SC2086
+  unpack "$work/root" $names
   [ -x "$work/root/usr/bin/redis-server" ] || die "redis-server could not be unpacked from its package"
   mv "$work/root" "$CACHE/redis"
   rm -rf "$work"
+}
+
+# Debian's packages $2... into the folder $1, without installing them.
+unpack() {
+  local root=$1 work; shift
+  package_lists "$1"
+  work=$(mktemp -d "$CACHE/debs.XXXX")
+  (cd "$work" && apt-get download -q "$@" >/dev/null 2>&1) || true  # virtual packages among them have nothing to download
+  mkdir -p "$root"
+  for deb in "$work"/*.deb; do
+    [ -e "$deb" ] || die "apt-get could not download any of: $*"
+    dpkg-deb -x "$deb" "$root"
+  done
+  rm -rf "$work"
+}
+
+package_lists() {
+  command -v apt-get >/dev/null || die "$1 is missing and apt-get is not here to get it: install it"
+  [ -n "$(apt-cache pkgnames "$1" 2>/dev/null)" ] && return
+  if [ "$(id -u)" = 0 ]; then apt-get update -qq; fi
+  [ -n "$(apt-cache pkgnames "$1" 2>/dev/null)" ] || die "the package lists know no $1: run 'apt-get update' as root once"
 }
 
 mkdir -p "$CACHE"

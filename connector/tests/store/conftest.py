@@ -1,20 +1,36 @@
-"""Real servers, one of each kind for the tests that leave it as it was."""
+"""Real servers, one of each kind for the tests that leave it as it was. The fixtures here are Redis's and Valkey's; a test module of
+another store has its own `new_server`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+from pydantic import TypeAdapter
 
-from kvpool_connector.config import RedisRemote
-from kvpool_connector.stores import Breaker
-from kvpool_connector.stores.redis import RedisStore
+from kvpool_connector.config import RemoteStore
+from kvpool_connector.stores import Breaker, Store
+from kvpool_connector.stores.factory import make_store
 from testkit.servers import KeyValueServer, ServerKind
 
 pytest.register_assert_rewrite("connector.tests.store.contract")
 
-Connect = Callable[..., RedisStore]
+Connect = Callable[..., Store]
+
+
+class Subject(Protocol):
+    """A server, or a group of them that is one store."""
+
+    def remote(self, **fields: Any) -> dict[str, Any]: ...
+    def start(self) -> Any: ...
+    def kill(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+NewServer = Callable[[], Subject]
 
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])
@@ -25,28 +41,54 @@ def kind(request: pytest.FixtureRequest) -> ServerKind:
 
 
 @pytest.fixture(scope="module")
-def server(kind: ServerKind) -> Iterator[KeyValueServer]:
+def new_server(kind: ServerKind) -> NewServer:
+    """Makes a server that does not run yet."""
+    return lambda: KeyValueServer(kind)
+
+
+@pytest.fixture(scope="module")
+def server(new_server: NewServer) -> Iterator[Subject]:
     """Shared: not to be stopped."""
-    with KeyValueServer(kind) as server:
-        yield server
+    server = new_server()
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def own_server(kind: ServerKind) -> Iterator[KeyValueServer]:
+def own_server(new_server: NewServer) -> Iterator[Subject]:
     """For this test alone: may be stopped."""
-    with KeyValueServer(kind) as server:
-        yield server
+    server = new_server()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def idle_server(new_server: NewServer) -> Iterator[Subject]:
+    """For this test alone, and not started."""
+    server = new_server()
+    yield server
+    server.close()
 
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
     """Makes clients and closes them at the end. Probes of a lost server come fast."""
-    made: list[RedisStore] = []
+    made: list[Store] = []
 
-    def make(server: KeyValueServer | int, *, breaker: Breaker | None = None, **fields: Any) -> RedisStore:
-        port = server if isinstance(server, int) else server.port
-        config = RedisRemote.model_validate({"type": "redis", "host": "127.0.0.1", "port": port} | fields)
-        store = RedisStore(config, breaker or Breaker(first_s=0.02, longest_s=0.05))
+    def make(server: Subject | int, *, breaker: Breaker | None = None, **fields: Any) -> Store:
+        """Args:
+        server: or the port of a Redis on loopback.
+        fields: of the configuration.
+        """
+        remote = (
+            {"type": "redis", "host": "127.0.0.1", "port": server} | fields
+            if isinstance(server, int)
+            else server.remote(**fields)
+        )
+        config: RemoteStore = TypeAdapter[RemoteStore](RemoteStore).validate_python(remote)
+        store = make_store(config, breaker or Breaker(first_s=0.02, longest_s=0.05))
         made.append(store)
         return store
 

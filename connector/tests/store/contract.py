@@ -1,7 +1,7 @@
 """What every remote store must do: the rules in ``kvpool_connector/stores/base.py``, against a real server.
 
-A new kind of store gets a test module with a class derived from `StoreContract`, and fixtures ``server``, ``own_server`` and
-``connect`` as in ``conftest.py``.
+A new kind of store gets a test module with a fixture ``new_server`` as in ``conftest.py`` and a class derived from `StoreContract`. What
+its kind does otherwise by nature, the class says in its attributes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from connector.tests.store.conftest import Connect
+import pytest
+
+from connector.tests.store.conftest import Connect, Subject
 from kvpool_connector.stores import Breaker, Outcome, Store
-from testkit.servers import KeyValueServer, free_port, wait_until
+from testkit.servers import wait_until
 
 HIT, MISS, CORRUPT, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.CORRUPT, Outcome.FAILED, Outcome.TIMEOUT
 MIB = 1 << 20
@@ -45,14 +48,23 @@ def noise(seed: int, size: int) -> bytes:
 class StoreContract:
     """Inherited by the tests of each store."""
 
+    deletes: ClassVar[bool] = True
+    """Else `delete` is FAILED and changes nothing for other clients."""
+    replaces: ClassVar[bool] = True
+    """Else a put under a key that is there changes nothing, and is a HIT."""
+    least: ClassVar[int] = 0
+    """Bytes of the smallest value that the store takes."""
+    reconnects: ClassVar[int] = 50
+    """Connections made in the test that counts file descriptors."""
+
     # ---- values ----------------------------------------------------------------------------------------------
 
-    def test_round_trip(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_round_trip(self, server: Subject, connect: Connect) -> None:
         """Small, empty and large values, with line ends inside, in one batch."""
         store = connect(server)
         values = {
             b"a": b"\r\n$3\r\n",
-            b"empty": b"",
+            b"empty": b"0" * self.least,
             b"large": noise(1, 5 * MIB),
             b"\x00\r\n\xff": b"x",
             b"b": noise(2, 4096),
@@ -62,12 +74,12 @@ class StoreContract:
         assert outcomes == [HIT] * 5
         assert read == list(values.values())
         assert store.exists([*values, b"absent"], soon()) == [*[HIT] * 5, MISS]
-        assert store.delete([b"a", b"absent"], soon()) == [HIT, MISS]
+        assert store.delete([b"a", b"absent"], soon()) == ([HIT, MISS] if self.deletes else [FAILED] * 2)
         assert store.exists([b"a"], soon()) == [MISS]
         assert store.ping(soon()) is HIT
         assert store.generation == 1
 
-    def test_more_keys_than_the_window(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_more_keys_than_the_window(self, server: Subject, connect: Connect) -> None:
         """Thousands of small ones, and large ones that fit the window only one by one."""
         store = connect(server)
         small = {b"s%d" % number: b"%d" % number for number in range(3000)}
@@ -77,9 +89,9 @@ class StoreContract:
             assert get(store, list(values), [len(v) for v in values.values()]) == (
                 [HIT] * len(values), list(values.values())
             )  # fmt: skip
-            assert store.delete(list(values), soon()) == [HIT] * len(values)
+            assert store.delete(list(values), soon()) == [HIT if self.deletes else FAILED] * len(values)
 
-    def test_misses_and_wrong_lengths_between_hits(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_misses_and_wrong_lengths_between_hits(self, server: Subject, connect: Connect) -> None:
         """What follows them is read as if they were not there."""
         store = connect(server)
         values = {b"m%d" % number: noise(number, 100_000 + number) for number in range(6)}
@@ -91,22 +103,35 @@ class StoreContract:
         assert (read[0], read[2], read[7]) == (values[b"m0"], values[b"m1"], values[b"m5"])
         assert store.generation == 1
 
-    def test_an_empty_batch(self, connect: Connect) -> None:
+    def test_a_put_over_a_value(self, server: Subject, connect: Connect) -> None:
+        """Replaces it; where it does not, the old value is whole, and there is room for the new one after a delete."""
+        store = connect(server)
+        assert put(store, {b"again": b"first"}) == [HIT]
+        assert put(store, {b"again": b"second"}) == [HIT]
+        assert get(store, [b"again"], [6 if self.replaces else 5])[1] == [b"second" if self.replaces else b"first"]
+        store.delete([b"again"], soon())
+        assert store.exists([b"again"], soon()) == [MISS]
+        assert put(store, {b"again": b"third"}) == [HIT]
+        assert get(store, [b"again"], [5]) == ([HIT], [b"third"])
+
+    def test_an_empty_batch(self, idle_server: Subject, connect: Connect) -> None:
         """Needs no server."""
-        store = connect(free_port())
+        store = connect(idle_server)
         assert store.exists([], soon()) == store.get_into([], [], soon()) == store.put_from([], [], soon()) == []
 
-    def test_random_operations(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_random_operations(self, server: Subject, connect: Connect) -> None:
         """20 000 on one connection; every value is compared byte by byte, every answer with a model."""
         store, source, model = connect(server), random.Random(7), dict[bytes, bytes]()
         pool = noise(3, MIB)
         done = 0
         while done < 20_000:
             keys = [b"r%d" % number for number in source.sample(range(300), source.choice((1, 2, 7, 40, 280)))]
-            verb = source.choice(("put", "get", "get", "exists", "delete"))
+            verb = source.choice(("put", "get", "get", "exists", "delete" if self.deletes else "put"))
             if verb == "put":
+                if not self.replaces:
+                    keys = [key for key in keys if key not in model]
                 for key in keys:
-                    size = source.choice((0, 1, 2, 63, 4096, source.randrange(20_000)))
+                    size = source.choice((self.least, 1, 2, 63, 4096, source.randrange(20_000)))
                     at = source.randrange(MIB - size)
                     model[key] = pool[at : at + size]
                 assert put(store, {key: model[key] for key in keys}) == [HIT] * len(keys)
@@ -128,7 +153,7 @@ class StoreContract:
 
     # ---- faults ----------------------------------------------------------------------------------------------
 
-    def test_a_deadline_that_has_passed(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_a_deadline_that_has_passed(self, server: Subject, connect: Connect) -> None:
         """The caller was late: no fault of the store's."""
         breaker = Breaker()
         store = connect(server, breaker=breaker)
@@ -136,7 +161,7 @@ class StoreContract:
         assert breaker.closed
         assert store.ping(soon()) is HIT
 
-    def test_killed_in_mid_use(self, own_server: KeyValueServer, connect: Connect) -> None:
+    def test_killed_in_mid_use(self, own_server: Subject, connect: Connect) -> None:
         """While another thread reads: every read is whole or no hit, and nothing raises."""
         store, value = connect(own_server), noise(4, MIB)
         put(store, {b"k%d" % number: value for number in range(8)})
@@ -162,7 +187,7 @@ class StoreContract:
         assert not wrong
         assert set(seen) == {HIT, FAILED}
 
-    def test_paused(self, own_server: KeyValueServer, connect: Connect) -> None:
+    def test_paused(self, own_server: Subject, connect: Connect) -> None:
         """Connections stay open and nothing comes: the deadline is kept, also for a new connection, and all is well after."""
         store, value = connect(own_server), noise(5, MIB)
         put(store, {b"p": value})
@@ -176,7 +201,7 @@ class StoreContract:
         own_server.resume()
         wait_until("it is used again", lambda: get(store, [b"p"], [MIB]) == ([HIT], [value]))
 
-    def test_the_first_call_after_a_pause_begins_times_out(self, own_server: KeyValueServer, connect: Connect) -> None:
+    def test_the_first_call_after_a_pause_begins_times_out(self, own_server: Subject, connect: Connect) -> None:
         """TIMEOUT, not FAILED, for all keys of the batch."""
         store = connect(own_server)
         assert store.ping(soon()) is HIT
@@ -186,29 +211,29 @@ class StoreContract:
         assert 0.15 < time.monotonic() - begin < 0.5
         own_server.resume()
 
-    def test_restarted(self, own_server: KeyValueServer, connect: Connect) -> None:
+    def test_restarted(self, own_server: Subject, connect: Connect) -> None:
         """The idle connection is replaced without an error, and the change can be seen."""
         store = connect(own_server)
         put(store, {b"a": b"1"})
         own_server.kill()
         own_server.start()
-        assert store.exists([b"a"], soon()) == [MISS]
+        wait_until("it is used again", lambda: store.exists([b"a"], soon()) == [MISS])
         assert store.generation == 2
 
-    def test_never_started(self, connect: Connect) -> None:
+    def test_never_started(self, idle_server: Subject, connect: Connect) -> None:
         """FAILED at once, the breaker opens, and the store is used when it comes."""
-        port, breaker = free_port(), Breaker(first_s=0.05, longest_s=0.1)
-        store = connect(port, breaker=breaker)
+        breaker = Breaker(first_s=0.05, longest_s=0.1)
+        store = connect(idle_server, breaker=breaker)
         begin = time.monotonic()
         assert store.exists([b"a", b"b"], soon()) == [FAILED] * 2
         assert not breaker.closed
         assert put(store, {b"a": b"1"}) == [FAILED]
         assert time.monotonic() - begin < 0.5
-        with KeyValueServer("redis", port=port):
-            wait_until("it is found", lambda: store.ping(soon()) is HIT)
-            assert put(store, {b"a": b"1"}) == [HIT]
+        idle_server.start()
+        wait_until("it is found", lambda: store.ping(soon()) is HIT)
+        assert put(store, {b"a": b"1"}) == [HIT]
 
-    def test_an_open_breaker_spares_the_network(self, server: KeyValueServer, connect: Connect) -> None:
+    def test_an_open_breaker_spares_the_network(self, server: Subject, connect: Connect) -> None:
         """Also where the server is fine: another connection of the process just failed."""
         breaker = Breaker(first_s=60)
         store = connect(server, breaker=breaker)
@@ -217,18 +242,23 @@ class StoreContract:
         assert store.generation == 0
         assert not breaker.closed
 
-    def test_names_that_are_no_hosts(self, connect: Connect) -> None:
-        """A configuration error of the user's, found at the first use: an outcome like any other."""
-        for host in ("a..b", "x" * 70, "no-such-host.invalid"):
-            assert connect(1, host=host).ping(soon(5)) is FAILED
+    @staticmethod
+    def at(host: str) -> dict[str, object]:
+        """The field of the configuration that names the server."""
+        return {"host": host}
 
-    def test_file_descriptors_do_not_grow(self, own_server: KeyValueServer, connect: Connect) -> None:
+    @pytest.mark.parametrize("host", ["a..b", "x" * 70, "no-such-host.invalid"])
+    def test_names_that_are_no_hosts(self, host: str, idle_server: Subject, connect: Connect) -> None:
+        """A configuration error of the user's, found at the first use: an outcome like any other."""
+        assert connect(idle_server, **self.at(host)).ping(soon(5)) is FAILED
+
+    def test_file_descriptors_do_not_grow(self, own_server: Subject, idle_server: Subject, connect: Connect) -> None:
         """Over good and bad connections."""
         store = connect(own_server, breaker=Breaker(first_s=0, longest_s=0))
-        refused = connect(free_port(), breaker=Breaker(first_s=0, longest_s=0))
+        refused = connect(idle_server, breaker=Breaker(first_s=0, longest_s=0))
         store.ping(soon())
         before = len(list(Path("/proc/self/fd").iterdir()))
-        for _ in range(50):
+        for _ in range(self.reconnects):
             store.close()
             assert store.ping(soon()) is HIT
             assert refused.ping(soon()) is FAILED

@@ -28,6 +28,7 @@ from connector.tests.store.contract import (
     soon,
 )
 from kvpool_connector.stores import Breaker
+from kvpool_connector.stores.redis import RedisStore
 from testkit.servers import KeyValueServer, ServerKind, wait_until
 
 PASSWORD = "quarterdeck"
@@ -266,6 +267,7 @@ def test_a_reply_to_another_command(reply: bytes, verb: str, connect: Connect) -
             case _:
                 outcome = store.ping(soon(1))
         assert outcome is FAILED
+        assert isinstance(store, RedisStore)
         assert store._connection is None
         assert not breaker.closed
 

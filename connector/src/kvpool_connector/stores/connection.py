@@ -16,16 +16,25 @@ from collections.abc import Sequence
 Buffer = bytes | memoryview
 _READ_AHEAD = 4096
 _LONGEST_LINE = 4096
+_MOST_BUFFERS = 1024  # of one sendmsg: Linux's UIO_MAXIOV
 
 
 class ProtocolDoubt(Exception):
     """The stream no longer makes sense: the connection must be closed."""
 
 
+class Closed(ProtocolDoubt):
+    """The server closed the connection before the first byte of what was to be read."""
+
+
 class Connection:
     """Used by one thread. Raises TimeoutError, OSError or ProtocolDoubt; after any of them it must be closed."""
 
-    def __init__(self, host: str, port: int, deadline: float) -> None:
+    def __init__(self, host: str, port: int, deadline: float, *, quick_ack: bool = False) -> None:
+        """Args:
+        quick_ack: for a server whose socket has no TCP_NODELAY: it holds a small reply back until the last one is
+            acknowledged, which the kernel may put off for 40 ms.
+        """
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -36,6 +45,7 @@ class Connection:
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._quick_ack = quick_ack
         self._ahead = bytearray()  # received, not yet consumed
 
     def close(self) -> None:
@@ -46,7 +56,7 @@ class Connection:
         views = [memoryview(part) for part in parts]
         while views:
             try:
-                sent = self._ready(socket.SO_SNDTIMEO, deadline).sendmsg(views)
+                sent = self._ready(socket.SO_SNDTIMEO, deadline).sendmsg(views[:_MOST_BUFFERS])
             except BlockingIOError:
                 raise TimeoutError from None
             while views and sent >= len(views[0]):
@@ -74,7 +84,10 @@ class Connection:
         view[:got] = self._ahead[:got]
         del self._ahead[:got]
         while got < len(view):
-            got += self._receive(view[got:], socket.MSG_WAITALL, deadline)
+            try:
+                got += self._receive(view[got:], socket.MSG_WAITALL, deadline)
+            except (ConnectionResetError, ProtocolDoubt) as error:
+                raise error if got else Closed(str(error)) from None
 
     def skip(self, length: int, deadline: float) -> None:
         """Read and forget."""
@@ -85,6 +98,8 @@ class Connection:
             length -= len(part)
 
     def _receive(self, view: memoryview, flags: int, deadline: float) -> int:
+        if self._quick_ack:  # the kernel forgets it after a few segments
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         try:
             count = self._ready(socket.SO_RCVTIMEO, deadline).recv_into(view, len(view), flags)
         except OSError as error:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from kvpool_connector.config import RedisRemote, RemoteStore
+from kvpool_connector.config import LMCacheRemote, MooncakeRemote, RedisRemote, RemoteStore
 from kvpool_connector.stores.base import Store
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.lmcache import LMCacheStore
+from kvpool_connector.stores.mooncake import MooncakeStore
 from kvpool_connector.stores.redis import RedisStore
 
 
-def make_store(config: RemoteStore, breaker: Breaker) -> Store:
+def make_store(config: RemoteStore, breaker: Breaker, *, lends: bool = False) -> Store:
     """A client. Nothing is sent before its first use.
 
     Args:
         breaker: shared by the clients of one process.
+        lends: where engines lend a store memory, this client does so for its process.
 
     Raises:
         ConfigError: the client's own package is missing, or what it needs.
     """
-    assert isinstance(config, RedisRemote)
-    return RedisStore(config, breaker)
+    match config:
+        case RedisRemote():
+            return RedisStore(config, breaker)
+        case LMCacheRemote():
+            return LMCacheStore(config, breaker)
+        case MooncakeRemote():
+            return MooncakeStore(config, breaker, lends=lends)
+    raise AssertionError

@@ -91,10 +91,14 @@ class KVPoolSpec(OffloadingSpec):
         """The name of a rank's part of a key."""
         return part_name(self.identity, rank, key)
 
-    def connect(self, breaker: Breaker) -> Store:
-        """A client of the remote store. Nothing is sent before its first use."""
+    def connect(self, breaker: Breaker, *, lends: bool = False) -> Store:
+        """A client of the remote store. Nothing is sent before its first use.
+
+        Args:
+            lends: where engines lend the store memory, this client does so for its process.
+        """
         assert self.settings.remote is not None
-        return make_store(self.settings.remote, breaker)
+        return make_store(self.settings.remote, breaker, lends=lends)
 
     def get_manager(self) -> OffloadingManager:
         """The scheduler's half."""

@@ -172,4 +172,5 @@ def _remote(spec: KVPoolSpec) -> Remote | None:
     if spec.settings.remote is None:
         return None
     breaker, timeouts = Breaker(), spec.settings.remote.timeouts
-    return Remote(spec.connect(breaker), spec.connect(breaker), timeouts.fetch_ms / 1000, timeouts.put_ms / 1000)
+    reader, writer = spec.connect(breaker, lends=True), spec.connect(breaker)
+    return Remote(reader, writer, timeouts.fetch_ms / 1000, timeouts.put_ms / 1000)

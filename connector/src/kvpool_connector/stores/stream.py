@@ -1,0 +1,161 @@
+"""What clients of a request-and-reply protocol over one TCP connection share: batches within a window, the breaker, and the
+replacement of a connection that the server closed while it was idle.
+
+A server that must build all replies of a long pipeline at once halves its own speed, so at most about 2 MiB are asked for
+and not yet read.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from kvpool_connector.log import get_logger
+from kvpool_connector.stores.base import Outcome
+from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.connection import Buffer, Connection, ProtocolDoubt
+
+logger = get_logger(__name__)
+
+WINDOW_BYTES = 2 << 20
+"""Asked for (or sent) but not yet answered; at least one request is always in flight."""
+WINDOW_REQUESTS = 256
+"""Requests in flight."""
+
+
+class Refused(Exception):
+    """The server answered, and is not to be used. The text holds no secret."""
+
+
+class Unreadable(Exception):
+    """The server has the value, but drops the connection where it should send it."""
+
+
+class StreamStore(abc.ABC):
+    """One connection, made when first needed and again after a fault, behind the process's breaker for this server."""
+
+    _repeats: ClassVar[bool] = False
+    """Whether a connection that is lost in mid-batch is replaced, once for each request. Else the rest of the batch failed."""
+
+    def __init__(self, where: str, connect_s: float, breaker: Breaker) -> None:
+        """Args:
+        where: names the store in the log; no credentials.
+        connect_s: upper bound on a connection with its handshake.
+        """
+        self._where, self._connect_s, self._breaker = where, connect_s, breaker
+        self._connection: Connection | None = None
+        self._generation = 0
+
+    @abc.abstractmethod
+    def _dial(self, deadline: float) -> Connection:
+        """A connection that is ready for requests.
+
+        Raises:
+            OSError, ProtocolDoubt, Refused: there is none; nothing stays open.
+        """
+
+    @property
+    def generation(self) -> int:
+        """Connections made so far."""
+        return self._generation
+
+    def close(self) -> None:
+        """Drop the connection and everything read ahead from it."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _batch(
+        self,
+        count: int,
+        request: Callable[[int], Sequence[Buffer]],
+        reply: Callable[[Connection, int], Outcome],
+        cost: Callable[[int], int],
+        deadline: float,
+    ) -> list[Outcome]:
+        """One outcome per request, whatever happens; what is left after a fault shares one outcome.
+
+        Args:
+            request: what to send for a number.
+            reply: reads exactly the reply to a number. May raise `Unreadable`.
+            cost: bytes that a request and its reply keep in flight, about.
+        """
+        if not count:  # no reply, so nothing is learnt about the server
+            return []
+        if time.monotonic() >= deadline:  # the caller was late, not the server
+            return [Outcome.TIMEOUT] * count
+        outcomes: list[Outcome] = []
+        lost_at = -1
+        try:
+            while len(outcomes) < count:
+                reused = self._connection is not None
+                # The request at which a connection was lost is repeated alone: is it the request or the connection?
+                until = len(outcomes) + 1 if lost_at == len(outcomes) else count
+                try:
+                    _exchange(self._connected(deadline), outcomes, until, request, reply, cost, deadline)
+                except Unreadable:
+                    self.close()
+                    self._connected(deadline)  # a fault here: it was the server that went, not the value
+                    outcomes.append(Outcome.CORRUPT)
+                except (ConnectionError, ProtocolDoubt):
+                    # An idle connection that the server closed, or a server that was started anew, says nothing about it now.
+                    idle = reused and not outcomes
+                    if self._connection is None or lost_at == len(outcomes) or not (idle or self._repeats):
+                        raise
+                    lost_at = len(outcomes)
+                    self.close()
+        except (OSError, ProtocolDoubt, Refused) as fault:
+            rest = Outcome.TIMEOUT if isinstance(fault, TimeoutError) else Outcome.FAILED
+            self._fault(fault)
+            return outcomes + [rest] * (count - len(outcomes))
+        if self._breaker.succeeded():
+            logger.warning("%s answers again", self._where)
+        return outcomes
+
+    def _fault(self, fault: Exception) -> None:
+        self.close()
+        if isinstance(fault, _LeftAlone):
+            return
+        if self._breaker.failed():
+            what = str(fault) or type(fault).__name__
+            logger.warning("%s: %s; blocks are computed until it answers", self._where, what)
+
+    def _connected(self, deadline: float) -> Connection:
+        if not self._breaker.allow():
+            raise _LeftAlone
+        if self._connection is None:
+            self._connection = self._dial(min(deadline, time.monotonic() + self._connect_s))
+            self._generation += 1
+        return self._connection
+
+
+class _LeftAlone(OSError):
+    """The breaker is open: not tried."""
+
+
+def _exchange(
+    connection: Connection,
+    outcomes: list[Outcome],
+    count: int,
+    request: Callable[[int], Sequence[Buffer]],
+    reply: Callable[[Connection, int], Outcome],
+    cost: Callable[[int], int],
+    deadline: float,
+) -> None:
+    """Send within the window, from the first request without an outcome on, and append the replies' outcomes in order, as far
+    as it goes before a fault is raised."""
+    sent, in_flight = len(outcomes), 0
+    while len(outcomes) < count:
+        parts: list[Buffer] = []
+        while sent < count and (
+            sent == len(outcomes) or (in_flight + cost(sent) <= WINDOW_BYTES and sent - len(outcomes) < WINDOW_REQUESTS)
+        ):
+            parts += request(sent)
+            in_flight += cost(sent)
+            sent += 1
+        if parts:
+            connection.send(parts, deadline)
+        in_flight -= cost(len(outcomes))
+        outcomes.append(reply(connection, len(outcomes)))
