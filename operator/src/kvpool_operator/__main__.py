@@ -10,7 +10,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,25 +100,31 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
             parts = [informer, workers.run(), scan.run(client, consumers, ray, settings, workers.add)]
             if settings.webhook.enabled:
                 app = application({"/pods": admission.pod, "/rayservices": admission.rayservice}, timings)
-                parts.append(_webhook(client, pools, cache, app, settings, host=host, port=webhook_port))
+                fill = partial(prime, client, pools, cache, settings.watch_namespaces)
+                parts.append(_webhook(Keeper(client, settings.webhook), fill, workers.add, app, host, webhook_port))
             await _until_one_ends(*parts)
     finally:
         await client.close()
 
 
 async def _webhook(
-    client: Client, pools: Pools, cache: Cache, app: web.Application, settings: Settings, *, host: str, port: int
+    keeper: Keeper,
+    fill: Callable[[], Awaitable[set[PoolKey]]],
+    add: Callable[[PoolKey], None],
+    app: web.Application,
+    host: str,
+    port: int,
 ) -> None:
     """The webhook server until cancelled. It begins when caches are filled: an empty one would look like a missing pool."""
-    keeper = Keeper(client, settings.webhook)
     while True:
         try:
-            await prime(client, pools, cache, settings.watch_namespaces)
+            for key in await fill():
+                add(key)
             await keeper.round()
             break
         except ApiError as error:
             _log.warning("the webhook waits: %s", error.message)
-            await asyncio.sleep(settings.webhook.check_seconds)
+            await asyncio.sleep(keeper.pause)
     async with serve(app, host=host, port=port, context=keeper.context):
         await keeper.run()
 

@@ -84,7 +84,14 @@ class Operator:
             self._process = subprocess.Popen(
                 [
                     *command,
-                    *("--health-host", "127.0.0.1", "--health-port", str(port), "--webhook-port", str(self.webhook_port)),
+                    *(
+                        "--health-host",
+                        "127.0.0.1",
+                        "--health-port",
+                        str(port),
+                        "--webhook-port",
+                        str(self.webhook_port),
+                    ),
                 ],
                 env=self._environment,
                 stdout=log,

@@ -84,9 +84,9 @@ class Client:
         items: list[dict[str, Any]] = []
         while True:
             page = await self._send("GET", resource.path(namespace), params=params, headers=headers)
-            # Items of a list carry no kind of their own, or one of metadata.
+            # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
             head = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [{**item, **head} for item in page.get("items", [])]
+            items += [{**item, **head} for item in page.get("items") or ()]
             token = page.get("metadata", {}).get("continue")
             if not token:
                 return items

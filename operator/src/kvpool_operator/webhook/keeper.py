@@ -38,13 +38,14 @@ class Keeper:
         self._settings = settings
         self._now = now
         self._served = b""
+        self.pause = settings.check_seconds
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
 
     async def run(self) -> None:
         """Look after them until cancelled. What fails is tried again at the next round."""
         while True:
-            await asyncio.sleep(self._settings.check_seconds)
+            await asyncio.sleep(self.pause)
             try:
                 await self.round()
             except ApiError as error:

@@ -116,7 +116,9 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
 
 
 def test_the_webhooks_rights_are_over_named_objects(chart: Chart) -> None:
-    roles = [m for m in manifests(chart) if m["kind"] in ("Role", "ClusterRole") and "-webhook" in m["metadata"]["name"]]
+    roles = [
+        m for m in manifests(chart) if m["kind"] in ("Role", "ClusterRole") and "-webhook" in m["metadata"]["name"]
+    ]
     found = [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for role in roles for rule in role["rules"]]
     assert found == [
         ([WEBHOOKS.plural], ["kvpool-operator"], ["get", "patch"]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvpool_operator.api import ConflictPolicy
 from kvpool_operator.injection.facts import Facts
+from kvpool_operator.injection.names import SHM_DIRECTORY
 
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 LMCACHE = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
@@ -57,8 +58,8 @@ KINDS: dict[str, dict[str, Any]] = {
             name="kserve-container",
             image="kserve/huggingfaceserver:v0.17.0-gpu",
             args=["--model_name=m", "--model_id=org/m"],
-            env=[{"name": "HF_HOME", "value": "/tmp"}],
-            volumeMounts=[{"name": "devshm", "mountPath": "/dev/shm"}],
+            env=[{"name": "HF_HOME", "value": "/data"}],
+            volumeMounts=[{"name": "devshm", "mountPath": SHM_DIRECTORY}],
         ),
         {"name": "agent", "image": "kserve/agent:v0.17.0"},
     ),

@@ -16,6 +16,7 @@ from kvpool_operator.api import ConflictPolicy
 from kvpool_operator.desired.engines import KV_TRANSFER
 from kvpool_operator.injection import launch
 from kvpool_operator.injection.flags import find, structured
+from kvpool_operator.injection.names import SHM_DIRECTORY
 from kvpool_operator.injection.patch import diff
 from kvpool_operator.injection.pod import inject
 
@@ -128,9 +129,9 @@ def test_memory_can_be_kept() -> None:
 def test_tensor_parallelism_without_shared_memory_gets_some() -> None:
     for flag in (("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2")):
         body = changed(pod(serve(*flag)))
-        assert {"name": "kvpool-shm", "mountPath": "/dev/shm"} in target(body)["volumeMounts"]
+        assert {"name": "kvpool-shm", "mountPath": SHM_DIRECTORY} in target(body)["volumeMounts"]
         assert {"name": "kvpool-shm", "emptyDir": {"medium": "Memory"}} in body["spec"]["volumes"]
-    own = [{"name": "shm", "mountPath": "/dev/shm"}]
+    own = [{"name": "shm", "mountPath": SHM_DIRECTORY}]
     for untouched in (pod(serve()), pod(serve("--tensor-parallel-size", "2", volumeMounts=own))):
         assert "kvpool-shm" not in str(changed(untouched))
 
@@ -349,7 +350,8 @@ _resources = st.fixed_dictionaries(
 )
 _mounts = st.lists(
     st.builds(
-        lambda path: {"name": "own", "mountPath": path}, st.sampled_from(["/dev/shm", "/etc/kvpool", "/data", "/opt/"])
+        lambda path: {"name": "own", "mountPath": path},
+        st.sampled_from([SHM_DIRECTORY, "/etc/kvpool", "/data", "/opt/"]),
     ),
     max_size=2,
     unique_by=lambda one: one["mountPath"],
