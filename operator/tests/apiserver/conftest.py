@@ -22,7 +22,8 @@ from helm_python import Chart
 from .kubectl import Kubectl, eventually
 
 REPOSITORY = Path(__file__).parents[3]
-CLUSTER = "test-operator"
+CLUSTER = os.environ.get("KVPOOL_TEST_CLUSTER", "test-operator")
+"""Two checkouts at once need two clusters."""
 SYSTEM = "kvpool-system"
 SETTINGS = {"probeSeconds": 1, "resyncSeconds": 2, "images": {"engine": "localhost/kvpool/serving:dev"}}
 
