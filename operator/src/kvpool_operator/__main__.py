@@ -37,6 +37,8 @@ from kvpool_operator.webhook.keeper import Keeper
 from kvpool_operator.webhook.server import Timings, application, serve
 
 _log = logging.getLogger("kvpool_operator")
+_BURST_SECONDS = 1.0
+"""Pods of others that come within this time are one change of their pool."""
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -90,7 +92,9 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
         ):
             await wait_for_crd(client, stop)
             informer = kopf.operator(
-                registry=watches.registry(cache, pools, consumers, workers.add),
+                registry=watches.registry(
+                    cache, pools, consumers, workers.add, partial(workers.add, after=_BURST_SECONDS)
+                ),
                 settings=watches.kopf_settings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,

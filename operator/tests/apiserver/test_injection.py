@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -437,24 +436,17 @@ def calls(operator: Operator) -> int:
     return int(line.split()[-1])
 
 
+@pytest.mark.timeout(120, func_only=True)
 def test_the_webhook_answers_within_50_ms(pool: Kubectl, operator: Operator) -> None:
-    """Two hundred Pods by four clients at once, in which the server's own clock counts."""
+    """Two hundred Pods by four clients at once; the server's own clock counts, from the request's first line to the answer."""
     operator.stop()
     operator.start()  # its counters begin anew
-    manifest = pod("x")
-    lock = threading.Lock()
-    numbers = iter(range(200))
 
-    def batch(_: int) -> None:
-        while True:
-            with lock:
-                mine = [number for number in (next(numbers, None) for _ in range(5)) if number is not None]
-            if not mine:
-                return
-            many = [{**manifest, "metadata": {**manifest["metadata"], "name": f"n{number}"}} for number in mine]
-            text = json.dumps({"apiVersion": "v1", "kind": "List", "items": many})
-            done = pool.run("create", "-f", "-", text=text)
-            assert done.returncode == 0, done.stderr
+    def batch(client: int) -> None:
+        many = [pod(f"n{client}-{number}") for number in range(50)]
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": many})
+        done = pool.run("create", "-f", "-", text=text)
+        assert done.returncode == 0, done.stderr
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(batch, range(4)))

@@ -18,8 +18,18 @@ from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.pools import Pools
 
 
-def registry(cache: Cache, pools: Pools, consumers: Consumers, add: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
-    """All handlers, bound to these caches and this queue."""
+def registry(
+    cache: Cache,
+    pools: Pools,
+    consumers: Consumers,
+    add: Callable[[PoolKey], None],
+    add_later: Callable[[PoolKey], None],
+) -> kopf.OperatorRegistry:
+    """All handlers, bound to these caches and this queue.
+
+    Args:
+        add_later: for what comes in bursts and is in no hurry: a Deployment of others that scales.
+    """
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
@@ -40,7 +50,7 @@ def registry(cache: Cache, pools: Pools, consumers: Consumers, add: Callable[[Po
     async def consumer_changed(event: kopf.RawEvent, **_: Any) -> None:
         body: dict[str, Any] = dict(event["object"])
         for key in consumers.drop(body) if event["type"] == "DELETED" else consumers.put(body):
-            add(key)
+            add_later(key)
 
     async def child_changed(event: kopf.RawEvent, **_: Any) -> None:
         body: dict[str, Any] = dict(event["object"])

@@ -51,13 +51,18 @@ def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
 def facts(seen: Observed) -> dict[str, Any]:
     """``status.consumers`` and its count. Those that need a hand come first, so that they are there in a long list."""
     order = list(State)
-    judged = [(consumer, *judge(consumer, _hash(seen))) for consumer in seen.consumers]
+    judged = _judged(seen)
     judged.sort(key=lambda entry: (order.index(entry[1]), entry[0].namespace, entry[0].pod))
     shown = [
         {"namespace": consumer.namespace, "pod": consumer.pod, "state": str(state), "reason": reason}
         for consumer, state, reason in judged[:CONSUMERS_SHOWN]
     ]
     return {"consumers": shown, "consumerCount": len(judged)}
+
+
+def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
+    config_hash = _hash(seen)
+    return [(consumer, *judge(consumer, config_hash)) for consumer in seen.consumers]
 
 
 def _hash(seen: Observed) -> str:
@@ -94,7 +99,7 @@ def pods_use_the_pool(seen: Observed) -> Finding | None:
     """Missed Pods first: nobody told their owner anything."""
     if seen.pool is None or seen.pool.spec.injection.mode is InjectionMode.OFF:
         return None
-    judged = [(consumer, *judge(consumer, _hash(seen))) for consumer in seen.consumers]
+    judged = _judged(seen)
     for state, reason, status in (
         (State.MISSED, "PodsMissed", "False"),
         (State.SKIPPED, "PodsSkipped", "False"),

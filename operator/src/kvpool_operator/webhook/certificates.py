@@ -69,7 +69,9 @@ def advance(bundle: Bundle | None, terms: Terms, now: datetime.datetime) -> Bund
         certificate, key = _new_authority(terms, now)
         return replace(bundle, authorities=(certificate, *bundle.authorities), authority_key=key)
     by_newest = _is_issued_by(served, newest)
-    announced_long_enough = now >= _born(newest) + terms.overlap
+    # What has ended is trusted by nobody, so there is nothing to wait for.
+    chain = (served, *map(_load, bundle.authorities[1:]))
+    announced_long_enough = now >= min(_born(newest) + terms.overlap, *(one.not_valid_after_utc for one in chain))
     if (not by_newest and announced_long_enough) or (
         by_newest and (_is_old(served, now, terms.certificate) or _names(served) != set(terms.names))
     ):
@@ -160,7 +162,9 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def _is_old(certificate: x509.Certificate, now: datetime.datetime, life: datetime.timedelta) -> bool:
-    return now >= _born(certificate) + life * _RENEW
+    """By the life that it has or should have, whichever is shorter: the settings may have changed since."""
+    born = _born(certificate)
+    return now >= born + min(life, certificate.not_valid_after_utc - born) * _RENEW
 
 
 def _born(certificate: x509.Certificate) -> datetime.datetime:

@@ -68,6 +68,23 @@ def test_other_names_make_another_certificate() -> None:
     assert advance(bundle, other, START + DAY).certificate != bundle.certificate
 
 
+@pytest.mark.parametrize("life", [DAY, 3000 * DAY])
+def test_other_lifetimes_count_from_now_on(life: datetime.timedelta) -> None:
+    bundle = advance(None, TERMS, START)
+    other = Terms(TERMS.names, life * 2, life, life / 10)
+    now = START
+    for _ in range(2000):
+        now += DAY / 4
+        bundle = advance(bundle, other, now)
+        assert is_trusted(bundle, bundle.announced, now)
+
+
+def test_after_a_long_sleep_nothing_expired_is_served() -> None:
+    late = START + 1000 * DAY
+    bundle = advance(advance(None, TERMS, START), TERMS, late)
+    assert is_trusted(advance(bundle, TERMS, late), bundle.announced, late)
+
+
 def test_what_was_written_is_read_and_taken_by_openssl(tmp_path: Path) -> None:
     bundle = advance(None, TERMS, START)
     assert read(bundle.announced, bundle.authority_key, bundle.certificate, bundle.key) == bundle
