@@ -44,7 +44,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 
 {{- /* The settings file: the values, plus what other values decide. */ -}}
 {{- define "kvpool.settings" -}}
-{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces) .Values.settings) }}
+{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces "webhook" (include "kvpool.webhook" . | fromYaml)) .Values.settings) }}
+{{- end }}
+
+{{- /* A Service's name has 63 characters at most. */ -}}
+{{- define "kvpool.webhookName" -}}
+{{- printf "%s-webhook" (include "kvpool.fullname" . | trunc 55 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "kvpool.webhook" -}}
+enabled: {{ .Values.webhook.enabled }}
+configuration: {{ include "kvpool.fullname" . }}
+namespace: {{ .Release.Namespace }}
+secret: {{ include "kvpool.webhookName" . }}
+names:
+  - {{ include "kvpool.webhookName" . }}.{{ .Release.Namespace }}.svc
+  {{- with .Values.webhook.url }}
+  - {{ (urlParse .).hostname }}
+  {{- end }}
 {{- end }}
 
 {{- /* What the operator may do. Each line says why; the same rules in a ClusterRole or in a Role for each namespace. */ -}}
@@ -70,8 +87,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
-# To say why an engine does not start (image, memory, GPU), and only then.
+# To say why an engine does not start (image, memory, GPU), and which Pods of others use a pool or were missed. The watch is
+# on Pods that carry the operator's label.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list]
+  verbs: [get, list, watch]
+# KubeRay copies a RayService's annotations to its RayCluster, but not to Pods.
+- apiGroups: [ray.io]
+  resources: [rayclusters]
+  verbs: [get, list]
+{{- end }}
+
+{{- define "kvpool.webhookClient" -}}
+{{- if .root.Values.webhook.url -}}
+url: {{ printf "%s%s" .root.Values.webhook.url .path | quote }}
+{{- else -}}
+service:
+  name: {{ include "kvpool.webhookName" .root }}
+  namespace: {{ .root.Release.Namespace }}
+  path: {{ .path }}
+  port: 443
+{{- end }}
+{{- end }}
+
+{{- define "kvpool.webhookCommon" -}}
+failurePolicy: Ignore
+reinvocationPolicy: IfNeeded
+matchPolicy: Equivalent
+sideEffects: None
+timeoutSeconds: {{ .Values.webhook.timeoutSeconds }}
+admissionReviewVersions: [v1]
+namespaceSelector:
+  matchExpressions:
+    - key: kubernetes.io/metadata.name
+      operator: NotIn
+      values: {{ toJson (prepend .Values.webhook.excludedNamespaces "kube-system") }}
+    {{- with .Values.watchNamespaces }}
+    - key: kubernetes.io/metadata.name
+      operator: In
+      values: {{ toJson . }}
+    {{- end }}
 {{- end }}

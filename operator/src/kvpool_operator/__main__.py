@@ -10,24 +10,35 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import kopf
 import yaml
+from aiohttp import web
 from pydantic import ValidationError
 
 from kvpool_operator.api import API_VERSION, PLURAL, Settings
-from kvpool_operator.handlers import health, watches
+from kvpool_operator.handlers import health, scan, watches
 from kvpool_operator.handlers.queue import WorkQueue
 from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.kube import ApiError, Client, connect
 from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.consumers import Consumers
 from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.observe.pools import Pools
+from kvpool_operator.observe.prime import prime
+from kvpool_operator.observe.ray import RayClusters
 from kvpool_operator.reconcile import Reconciler
+from kvpool_operator.webhook.admission import Admission
+from kvpool_operator.webhook.keeper import Keeper
+from kvpool_operator.webhook.server import Timings, application, serve
 
 _log = logging.getLogger("kvpool_operator")
+_BURST_SECONDS = 1.0
+"""Pods of others that come within this time are one change of their pool."""
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -61,12 +72,14 @@ async def wait_for_crd(client: Client, stop: asyncio.Event, *, pause: float = 2.
             await asyncio.wait_for(stop.wait(), pause)
 
 
-async def run(settings: Settings, *, host: str, port: int, stop: asyncio.Event) -> None:
+async def run(settings: Settings, *, host: str, port: int, webhook_port: int, stop: asyncio.Event) -> None:
     """The whole operator, until ``stop``."""
-    client, cache = connect(), Cache()
+    client, cache, consumers, timings = connect(), Cache(), Consumers(), Timings()
+    pools, ray = Pools(client, time.monotonic), RayClusters(client, time.monotonic)
     queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
-    reconciler = Reconciler(client, cache, settings, clock=time.monotonic)
+    reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
     workers = Workers(queue, reconciler.reconcile, count=settings.workers)
+    admission = Admission(pools, cache, ray, settings)
     ready = asyncio.Event()
     try:
         async with health.serve(
@@ -75,19 +88,49 @@ async def run(settings: Settings, *, host: str, port: int, stop: asyncio.Event) 
             longest_in_hand=queue.longest_in_hand,
             is_ready=ready.is_set,
             requests=client.requests,
+            further_metrics=timings.lines,
         ):
             await wait_for_crd(client, stop)
             informer = kopf.operator(
-                registry=watches.registry(cache, workers.add),
+                registry=watches.registry(
+                    cache, pools, consumers, workers.add, partial(workers.add, after=_BURST_SECONDS)
+                ),
                 settings=watches.kopf_settings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,
                 ready_flag=ready,
                 stop_flag=stop,
             )
-            await _until_one_ends(informer, workers.run())
+            parts = [informer, workers.run(), scan.run(client, consumers, ray, settings, workers.add)]
+            if settings.webhook.enabled:
+                app = application({"/pods": admission.pod, "/rayservices": admission.rayservice}, timings)
+                fill = partial(prime, client, pools, cache, settings.watch_namespaces)
+                parts.append(_webhook(Keeper(client, settings.webhook), fill, workers.add, app, host, webhook_port))
+            await _until_one_ends(*parts)
     finally:
         await client.close()
+
+
+async def _webhook(
+    keeper: Keeper,
+    fill: Callable[[], Awaitable[set[PoolKey]]],
+    add: Callable[[PoolKey], None],
+    app: web.Application,
+    host: str,
+    port: int,
+) -> None:
+    """The webhook server until cancelled. It begins when caches are filled: an empty one would look like a missing pool."""
+    while True:
+        try:
+            for key in await fill():
+                add(key)
+            await keeper.round()
+            break
+        except ApiError as error:
+            _log.warning("the webhook waits: %s", error.message)
+            await asyncio.sleep(keeper.pause)
+    async with serve(app, host=host, port=port, context=keeper.context):
+        await keeper.run()
 
 
 async def _until_one_ends(*halves: Coroutine[Any, Any, None]) -> None:
@@ -103,19 +146,20 @@ async def _until_one_ends(*halves: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def _run_until_signal(settings: Settings, *, host: str, port: int) -> None:
+async def _run_until_signal(settings: Settings, *, host: str, port: int, webhook_port: int) -> None:
     """As the first process of a container nobody ends us by default, so the signal is ours from the first moment."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await run(settings, host=host, port=port, stop=stop)
+    await run(settings, host=host, port=port, webhook_port=webhook_port, stop=stop)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kvpool-operator", description="Reconciles KVCachePools.")
     parser.add_argument("--settings", type=Path, help="settings file (YAML), as the chart writes it")
-    parser.add_argument("--health-host", default="0.0.0.0", help="address of /healthz and /readyz")  # noqa: S104
+    parser.add_argument("--health-host", default="0.0.0.0", help="address of all servers")  # noqa: S104
     parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz")
+    parser.add_argument("--webhook-port", type=int, default=9443, help="port of the webhook server")
     options = parser.parse_args(arguments)
     settings = read_settings(options.settings)
     logging.basicConfig(
@@ -124,7 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     for chatty in ("httpx2", "kopf"):  # a line for each request, and for each event that was put on the queue
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        asyncio.run(_run_until_signal(settings, host=options.health_host, port=options.health_port))
+        asyncio.run(
+            _run_until_signal(
+                settings, host=options.health_host, port=options.health_port, webhook_port=options.webhook_port
+            )
+        )
     except ApiError as error:
         raise SystemExit(f"kvpool-operator: {error.message}") from None
     return 0

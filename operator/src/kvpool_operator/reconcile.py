@@ -21,13 +21,20 @@ from kvpool_operator.kube import Client
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.gather import Observer, PoolKey
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Observed
+from kvpool_operator.status.observed import Consumer, Observed
 
 _log = logging.getLogger(__name__)
 
 
 def _utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _granted(body: Mapping[str, Any]) -> list[str]:
+    """Namespaces that the pool's Pods' configuration is copied to; nothing is checked yet, so nothing is relied on."""
+    injection = body.get("spec", {}).get("injection")
+    named = injection.get("allowedNamespaces") if isinstance(injection, Mapping) else None
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 class Reconciler:
@@ -40,12 +47,13 @@ class Reconciler:
         settings: Settings,
         *,
         clock: Callable[[], float],
+        consumers_of: Callable[[PoolKey], tuple[Consumer, ...]],
         now: Callable[[], str] = _utc_now,
     ) -> None:
         self._client = client
         self._settings = settings
         self._now = now
-        self._observer = Observer(client, cache, settings, clock)
+        self._observer = Observer(client, cache, settings, clock, consumers_of)
         self._children = Children(client, cache)
         self._secrets = SecretValues(client, cache)
 
@@ -59,11 +67,13 @@ class Reconciler:
             ApiError: the API server can't be reached; nothing is lost by trying again.
         """
         body = await self._observer.pool(key)
+        if body is None:
+            await self._children.delete_copies(self._observer.children(key))
         if body is None or "deletionTimestamp" in body["metadata"]:
             # Children go by their owner references. Touching them now could only bring them back.
             self._observer.forget(key)
             return None
-        await self._observer.refresh_children(key)
+        await self._observer.refresh_children(key, _granted(body))
         try:
             spec = parse_spec(body.get("spec", {}))
         except InvalidSpec as error:

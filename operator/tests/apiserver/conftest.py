@@ -22,7 +22,8 @@ from helm_python import Chart
 from .kubectl import Kubectl, eventually
 
 REPOSITORY = Path(__file__).parents[3]
-CLUSTER = "test-operator"
+CLUSTER = os.environ.get("KVPOOL_TEST_CLUSTER", "test-operator")
+"""Two checkouts at once need two clusters."""
 SYSTEM = "kvpool-system"
 SETTINGS = {"probeSeconds": 1, "resyncSeconds": 2, "images": {"engine": "localhost/kvpool/serving:dev"}}
 
@@ -54,30 +55,45 @@ def environment() -> Iterator[dict[str, str]]:
         _cluster("down", "--clean")
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Operator:
     """The operator as a process, with its log."""
 
-    def __init__(self, kubeconfig: Path, work: Path) -> None:
+    def __init__(self, kubeconfig: Path, work: Path, settings: dict[str, Any], webhook_port: int) -> None:
         self._work = work
         self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         self._runs = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self.settings = work / "settings.yaml"
-        self.settings.write_text(yaml.safe_dump(SETTINGS))
+        self.settings.write_text(yaml.safe_dump(settings))
+        self.webhook_port = webhook_port
 
     @property
     def log(self) -> str:
         return "".join(path.read_text() for path in sorted(self._work.glob("operator-*.log")))
 
     def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = port = free.getsockname()[1]
+        self._port = port = _free_port()
         command = [sys.executable, "-m", "kvpool_operator", "--settings", str(self.settings)]
         with (self._work / f"operator-{next(self._runs)}.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, "--health-host", "127.0.0.1", "--health-port", str(port)],
+                [
+                    *command,
+                    *(
+                        "--health-host",
+                        "127.0.0.1",
+                        "--health-port",
+                        str(port),
+                        "--webhook-port",
+                        str(self.webhook_port),
+                    ),
+                ],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
@@ -88,19 +104,25 @@ class Operator:
             assert self._process.poll() is None, f"the operator ended:\n{self.log}"
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-                    return bool(answer.status == 200)
+                    ready = bool(answer.status == 200)
+                socket.create_connection(("127.0.0.1", self.webhook_port), timeout=2).close()
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
+            return ready
 
         eventually(ready, seconds=30, what="the operator is ready")
 
     def writes(self) -> dict[str, int]:
         """Requests of this run that asked for a change, by method."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-        counts = {line.split('"')[1]: int(line.split()[-1]) for line in lines if not line.startswith("#")}
+        requests = [line for line in self.metrics() if line.startswith("kvpool_operator_api_requests_total")]
+        counts = {line.split('"')[1]: int(line.split()[-1]) for line in requests}
         assert counts.pop("GET") > 0
         return counts
+
+    def metrics(self) -> list[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
+            lines: list[str] = answer.read().decode().splitlines()
+        return lines
 
     def stop(self) -> int:
         """Ask it to end, as Kubernetes does; returns its exit status."""
@@ -115,14 +137,20 @@ class Operator:
             self.stop()
 
 
-def _install(kubectl: Kubectl) -> None:
-    """What the chart installs, but for the Deployment: there is no node for it to run on."""
+def _install(kubectl: Kubectl, webhook_port: int) -> dict[str, Any]:
+    """What the chart installs, but for the Deployment: there is no node for it to run on. Returns the settings it made."""
     with Chart.load(REPOSITORY / "charts" / "kvpool-operator") as chart:
-        rendered = chart.render({}, name="kvpool", namespace=SYSTEM)
+        values = {"settings": SETTINGS, "webhook": {"url": f"https://127.0.0.1:{webhook_port}"}}
+        rendered = chart.render(values, name="kvpool", namespace=SYSTEM)
     texts = [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
     kubectl("apply", "-f", "-", text="\n---\n".join(texts))
     crd = "crd/kvcachepools.kvpool.dev"
     kubectl("wait", "--for=condition=Established", crd, "--timeout=20s")
+    settings = yaml.safe_load(kubectl.must_get("configmap", "kvpool-operator")["data"]["settings.yaml"])
+    # Sooner than a person would want it, so that tests need not wait.
+    settings["webhook"]["checkSeconds"] = 0.2
+    made: dict[str, Any] = settings
+    return made
 
 
 def _kubeconfig(kubectl: Kubectl, path: Path) -> Path:
@@ -138,9 +166,10 @@ def _kubeconfig(kubectl: Kubectl, path: Path) -> Path:
 def operator(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     system = Kubectl(environment, SYSTEM)
     system.run("create", "namespace", SYSTEM)
-    _install(system)
+    webhook_port = _free_port()
+    settings = _install(system, webhook_port)
     work = tmp_path_factory.mktemp("operator")
-    process = Operator(_kubeconfig(system, work / "kubeconfig"), work)
+    process = Operator(_kubeconfig(system, work / "kubeconfig"), work, settings, webhook_port)
     process.start()
     yield process
     process.end()

@@ -4,6 +4,7 @@ Pure: imports neither kopf nor a Kubernetes client nor a clock. Everything else 
 this package imports nothing of the operator.
 """
 
+from kvpool_operator.api.injection import ConflictPolicy, Delivery, Injection, InjectionMode
 from kvpool_operator.api.settings import Settings
 from kvpool_operator.api.spec import Backend, Engine, InvalidSpec, KVCachePoolSpec, StoreType, parse_spec
 from kvpool_operator.api.types import API_VERSION, GROUP, KIND, PLURAL, VERSION
@@ -15,7 +16,11 @@ __all__ = [
     "PLURAL",
     "VERSION",
     "Backend",
+    "ConflictPolicy",
+    "Delivery",
     "Engine",
+    "Injection",
+    "InjectionMode",
     "InvalidSpec",
     "KVCachePoolSpec",
     "Settings",

@@ -21,6 +21,8 @@ class Images(_Section):
     redis: str = Field("docker.io/library/redis:8.2", min_length=1)
     valkey: str = Field("docker.io/valkey/valkey:9.0", min_length=1)
     engine: str = Field("kvpool/serving:0.1.0", min_length=1)
+    payload: str = Field("kvpool/payload:0.1.0", min_length=1)
+    """The connector for injection.delivery InitContainer."""
 
 
 class StoreDefaults(_Section):
@@ -44,12 +46,32 @@ class EngineDefaults(_Section):
     """Model id to the directory inside the container where that model already is."""
 
 
+class Webhook(_Section):
+    """The server that the API server asks about Pods and RayServices."""
+
+    enabled: bool = False
+    configuration: str = Field("kvpool-operator", min_length=1)
+    """The MutatingWebhookConfiguration whose caBundle is kept; the chart makes it."""
+    namespace: str = Field("kvpool-system", min_length=1)
+    """Where the Secret with the certificates is."""
+    secret: str = Field("kvpool-operator-webhook", min_length=1)
+    names: tuple[str, ...] = ()
+    """Host names and addresses that the certificate is for: those by which the API server calls."""
+    ca_seconds: int = Field(5 * 365 * 86400, ge=4)
+    certificate_seconds: int = Field(90 * 86400, ge=2)
+    overlap_seconds: float = Field(60, ge=0)
+    """How long a new CA is announced before a certificate of it is served."""
+    check_seconds: float = Field(30, ge=0.1)
+    """How often the certificates and the caBundle are looked at."""
+
+
 class Settings(_Section):
     """The whole file."""
 
     images: Images = Images()
     store_defaults: StoreDefaults = StoreDefaults()
     engine_defaults: EngineDefaults = EngineDefaults()
+    webhook: Webhook = Webhook()
     cluster_domain: str = "cluster.local"
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all namespaces."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
+from kvpool_operator.api.injection import Injection
 from kvpool_operator.api.types import FREE_FORM, ApiModel, ResourceQuantity, Rule, Size, list_field
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -267,6 +268,7 @@ class KVCachePoolSpec(ApiModel):
         kind="map", keys=("name",), maximum=16, description="vLLM Deployments that share the pool."
     )
     isolation: Isolation = Field(Isolation(), description="Who shares blocks with whom.")
+    injection: Injection = Field(Injection(), description="Pods of others that use the pool.")
     paused: bool = Field(False, description="Leave all children as they are; the status is still kept.")
 
     @property

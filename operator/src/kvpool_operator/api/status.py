@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from kvpool_operator.api.injection import CONSUMERS_SHOWN, ConsumerStatus
 from kvpool_operator.api.types import ApiModel, list_field
 
 
@@ -64,5 +65,11 @@ class KVCachePoolStatus(ApiModel):
     engines: tuple[EngineStatus, ...] = list_field(
         kind="map", keys=("name",), maximum=16, description="The Pods of each engine."
     )
+    consumers: tuple[ConsumerStatus, ...] = list_field(
+        kind="atomic",
+        maximum=CONSUMERS_SHOWN,
+        description="Pods of others that name the pool, those that do not use it first.",
+    )
+    consumer_count: int | None = Field(None, ge=0, description="How many Pods of others name the pool.")
     store: str | None = Field(None, max_length=64, description="The store in a word, for kubectl get.")
     engines_ready: str | None = Field(None, max_length=32, description="Ready and wanted Pods, for kubectl get.")

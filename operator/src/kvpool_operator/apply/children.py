@@ -14,7 +14,7 @@ from kvpool_operator.desired import Manifest
 from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.names import COMPONENT_LABEL
 from kvpool_operator.kube import ApiError, Client, NotFound, Refused, resource_of
-from kvpool_operator.observe.cache import Cache, key_of, owner_uid
+from kvpool_operator.observe.cache import Cache, is_copy, key_of, owner_uid, pool_of
 from kvpool_operator.status.observed import Refusal
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Children:
         for manifest in manifests:
             try:
                 await self._apply_one(sign(manifest), owner)
-            except Refused as error:
+            except (Refused, NotFound) as error:  # not found: the namespace of a copy
                 refusals.append(_refusal(manifest, error.message))
         return tuple(refusals)
 
@@ -49,26 +49,34 @@ class Children:
         """Delete children of this very pool that are no longer desired."""
         wanted = {key_of(manifest) for manifest in manifests}
         for child in children:
-            if key_of(child) in wanted or owner_uid(child) != owner or _is_going(child):
-                continue
-            metadata = child["metadata"]
-            _log.info("%s %s/%s is no longer wanted", child["kind"], metadata["namespace"], metadata["name"])
-            try:
-                await self._client.delete(
-                    resource_of(child), metadata["namespace"], metadata["name"], uid=metadata["uid"]
-                )
-            except (NotFound, Refused):
-                continue
-            except ApiError as error:
-                if error.status != 409:  # somebody made a namesake: not ours to delete
-                    raise
+            if key_of(child) not in wanted and (owner_uid(child) == owner or is_copy(child)):
+                await self._delete(child)
+
+    async def delete_copies(self, children: Sequence[Mapping[str, Any]]) -> None:
+        """Delete what a pool that is gone has left in other namespaces; the rest goes by its owner references."""
+        for child in children:
+            if is_copy(child):
+                await self._delete(child)
+
+    async def _delete(self, child: Mapping[str, Any]) -> None:
+        if _is_going(child):
+            return
+        metadata = child["metadata"]
+        _log.info("%s %s/%s is no longer wanted", child["kind"], metadata["namespace"], metadata["name"])
+        try:
+            await self._client.delete(resource_of(child), metadata["namespace"], metadata["name"], uid=metadata["uid"])
+        except (NotFound, Refused):
+            return
+        except ApiError as error:
+            if error.status != 409:  # somebody made a namesake: not ours to delete
+                raise
 
     async def _apply_one(self, wanted: Manifest, owner: str) -> None:
         live = self._cache.get(key_of(wanted))
         if live is None:
             live = await self._read(wanted)
         if live is not None:
-            if owner_uid(live) != owner:
+            if owner_uid(live) != owner and not (is_copy(live) and pool_of(live) == pool_of(wanted)):
                 raise Refused(status=409, message=_taken(live))
             if _is_going(live) or self._is_as_wanted(live, wanted):
                 return

@@ -6,7 +6,7 @@ compare hashes. One module for each component; names and labels are in ``names``
 
 from __future__ import annotations
 
-from kvpool_operator.desired import connector_config, engines, seed
+from kvpool_operator.desired import connector_config, engines, grants, seed
 from kvpool_operator.desired.pool import Manifest, Material, Pool
 from kvpool_operator.desired.stores import redis
 
@@ -29,5 +29,6 @@ def desired(pool: Pool) -> list[Manifest]:
         *(engines.build_service(pool, engine) for engine in pool.spec.engines),
         redis.build_deployment(pool),
         *(engines.build_deployment(pool, engine) for engine in pool.spec.engines),
+        *grants.build(pool),
     ]
     return [manifest for manifest in candidates if manifest is not None]

@@ -14,6 +14,13 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On Pod templates: a new configuration makes new Pods."""
 
+POOL_NAMESPACE_LABEL = f"{GROUP}/pool-namespace"
+"""On copies in other namespaces: where the pool is."""
+POOL_UID_LABEL = f"{GROUP}/pool-uid"
+"""On copies in other namespaces, in place of an owner reference."""
+SECRET_UIDS_ANNOTATION = f"{GROUP}/secret-uids"
+"""On copies: a Secret that was made anew is copied anew, although a manifest's hash leaves the data of Secrets out."""
+
 STORE_CONTAINER = "store"
 ENGINE_CONTAINER = "engine"
 
@@ -33,6 +40,11 @@ def connector(pool: Pool) -> str:
 
 def hash_seed(pool: Pool) -> str:
     return f"{pool.name}-hash-seed"
+
+
+def copy(pool: Pool, part: str) -> str:
+    """A copy in another namespace. No pool there can have a child of this name: names of pools have no dot."""
+    return f"{pool.namespace}.{pool.name}-{part}"
 
 
 def engine(pool: Pool, which: Engine) -> str:

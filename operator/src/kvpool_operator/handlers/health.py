@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -19,11 +19,13 @@ async def serve(
     longest_in_hand: Callable[[], float],
     is_ready: Callable[[], bool],
     requests: Mapping[str, int],
+    further_metrics: Callable[[], Iterable[str]] = tuple,
 ) -> AsyncIterator[int]:
     """Serve while the context is open; gives the port (0 picks one).
 
     Args:
         requests: how often the API server was asked so far, by HTTP method.
+        further_metrics: gives more lines for /metrics.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -37,6 +39,7 @@ async def serve(
     async def metrics(_: web.Request) -> web.Response:
         lines = ["# TYPE kvpool_operator_api_requests_total counter"]
         lines += [f'kvpool_operator_api_requests_total{{method="{name}"}} {count}' for name, count in requests.items()]
+        lines += further_metrics()
         return web.Response(text="\n".join(lines) + "\n")
 
     app = web.Application()

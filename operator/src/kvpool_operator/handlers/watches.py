@@ -9,14 +9,27 @@ from typing import Any
 import kopf
 
 from kvpool_operator.api import GROUP, PLURAL, VERSION
-from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL, POOL_LABEL
-from kvpool_operator.kube import CHILD_KINDS
-from kvpool_operator.observe.cache import Cache
+from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL
+from kvpool_operator.injection.names import CONSUMER
+from kvpool_operator.kube import CHILD_KINDS, POD
+from kvpool_operator.observe.cache import Cache, pool_of
+from kvpool_operator.observe.consumers import Consumers
 from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.observe.pools import Pools
 
 
-def registry(cache: Cache, add: Callable[[PoolKey], None]) -> kopf.OperatorRegistry:
-    """All handlers, bound to this cache and queue."""
+def registry(
+    cache: Cache,
+    pools: Pools,
+    consumers: Consumers,
+    add: Callable[[PoolKey], None],
+    add_later: Callable[[PoolKey], None],
+) -> kopf.OperatorRegistry:
+    """All handlers, bound to these caches and this queue.
+
+    Args:
+        add_later: for what comes in bursts and is in no hurry: a Deployment of others that scales.
+    """
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
@@ -25,8 +38,19 @@ def registry(cache: Cache, add: Callable[[PoolKey], None]) -> kopf.OperatorRegis
         return kopf.login_with_kubeconfig(**kwargs) or kopf.login_with_service_account(**kwargs)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
-    async def pool_changed(namespace: str | None, name: str | None, **_: Any) -> None:
+    async def pool_changed(event: kopf.RawEvent, namespace: str | None, name: str | None, **_: Any) -> None:
+        body: dict[str, Any] = dict(event["object"])
+        if event["type"] == "DELETED":
+            pools.drop(body)
+        else:
+            pools.put(body)
         add((str(namespace), str(name)))
+
+    @kopf.on.event(POD.group, POD.version, POD.plural, registry=handlers)
+    async def consumer_changed(event: kopf.RawEvent, **_: Any) -> None:
+        body: dict[str, Any] = dict(event["object"])
+        for key in consumers.drop(body) if event["type"] == "DELETED" else consumers.put(body):
+            add_later(key)
 
     async def child_changed(event: kopf.RawEvent, **_: Any) -> None:
         body: dict[str, Any] = dict(event["object"])
@@ -34,10 +58,9 @@ def registry(cache: Cache, add: Callable[[PoolKey], None]) -> kopf.OperatorRegis
             cache.drop(body)
         elif not cache.put(body):
             return  # the echo of a write of ours
-        metadata = body["metadata"]
-        pool = metadata.get("labels", {}).get(POOL_LABEL)
+        pool = pool_of(body)
         if pool:
-            add((metadata["namespace"], pool))
+            add(pool)
 
     for kind in CHILD_KINDS:
         kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers)(child_changed)
@@ -52,6 +75,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     configured.scanning.disabled = True
     configured.process.ultimate_exiting_timeout = 20
     configured.watching.chunk_size = 500
+    configured.watching.label_selectors[POD.group, POD.version, POD.plural] = CONSUMER
     for kind in CHILD_KINDS:
         configured.watching.label_selectors[kind.group, kind.version, kind.plural] = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
     return configured

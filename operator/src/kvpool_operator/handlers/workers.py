@@ -23,9 +23,9 @@ class Workers:
         self._count = count
         self._wake = asyncio.Event()
 
-    def add(self, key: PoolKey) -> None:
-        """The pool may have changed."""
-        self._queue.add(key)
+    def add(self, key: PoolKey, *, after: float = 0.0) -> None:
+        """The pool may have changed; look at it in ``after`` seconds, or when it is due anyway."""
+        self._queue.add(key, after=after)
         self._wake.set()
 
     async def run(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2 as httpx
@@ -20,6 +20,7 @@ from kvpool_operator.kube.resources import Resource
 FIELD_MANAGER = "kvpool-operator"
 _TIMEOUT = httpx.Timeout(10)
 _PAGE = 500
+_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class ApiError(Exception):
@@ -63,21 +64,29 @@ class Client:
         return await self._send("GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str, *, labels: Mapping[str, str], cached: bool = False
+        self,
+        resource: Resource,
+        namespace: str,
+        *,
+        labels: Mapping[str, str],
+        cached: bool = False,
+        metadata_only: bool = False,
     ) -> list[dict[str, Any]]:
-        """Objects with all of the labels.
+        """Objects with all of the labels; an empty namespace means all.
 
         Args:
             cached: the API server may answer from its memory, a moment behind.
+            metadata_only: objects come without spec and status.
         """
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         params = {"labelSelector": selector, **({"resourceVersion": "0"} if cached else {"limit": str(_PAGE)})}
+        headers = {"Accept": _METADATA} if metadata_only else None
         items: list[dict[str, Any]] = []
         while True:
-            page = await self._send("GET", resource.path(namespace), params=params)
-            # Items of a list carry no kind of their own.
+            page = await self._send("GET", resource.path(namespace), params=params, headers=headers)
+            # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
             head = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [{**head, **item} for item in page.get("items", [])]
+            items += [{**item, **head} for item in page.get("items") or ()]
             token = page.get("metadata", {}).get("continue")
             if not token:
                 return items
@@ -101,6 +110,29 @@ class Client:
             resource.path(manifest["metadata"]["namespace"]),
             params={"fieldManager": FIELD_MANAGER},
             content=json.dumps(manifest),
+        )
+
+    async def merge(self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]) -> dict[str, Any]:
+        """Change fields of an object that is there (JSON merge patch). With its resourceVersion in the patch: Conflict, if it
+        changed since."""
+        return await self._send(
+            "PATCH",
+            resource.path(namespace, name),
+            params={"fieldManager": FIELD_MANAGER},
+            content=json.dumps(patch),
+            headers={"Content-Type": "application/merge-patch+json"},
+        )
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Change an object that is there (JSON patch): all operations or none."""
+        return await self._send(
+            "PATCH",
+            resource.path(namespace, name),
+            params={"fieldManager": FIELD_MANAGER},
+            content=json.dumps(operations),
+            headers={"Content-Type": "application/json-patch+json"},
         )
 
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:

@@ -11,7 +11,7 @@ from kvpool_operator.api import GROUP, KIND, PLURAL, VERSION
 
 @dataclass(frozen=True)
 class Resource:
-    """One resource of the API, always namespaced."""
+    """One resource of the API."""
 
     group: str
     version: str
@@ -23,8 +23,10 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """The path; an empty namespace means all of them, or a resource that is in none."""
         root = f"/apis/{self.group}" if self.group else "/api"
-        parts = [f"{root}/{self.version}/namespaces/{namespace}/{self.plural}", name, subresource]
+        where = f"namespaces/{namespace}/" if namespace else ""
+        parts = [f"{root}/{self.version}/{where}{self.plural}", name, subresource]
         return "/".join(part for part in parts if part)
 
 
@@ -35,6 +37,10 @@ SERVICE = Resource("", "v1", "services", "Service")
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
 POD = Resource("", "v1", "pods", "Pod")
 EVENT = Resource("events.k8s.io", "v1", "events", "Event")
+RAY_CLUSTER = Resource("ray.io", "v1", "rayclusters", "RayCluster")
+WEBHOOKS = Resource(
+    "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"
+)
 
 CHILD_KINDS = (SECRET, CONFIG_MAP, SERVICE, DEPLOYMENT)
 """Kinds of children: watched, applied and pruned."""

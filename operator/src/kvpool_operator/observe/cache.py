@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kvpool_operator.desired.names import POOL_LABEL
+from kvpool_operator.desired.names import POOL_LABEL, POOL_NAMESPACE_LABEL, POOL_UID_LABEL
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -20,11 +20,25 @@ def key_of(body: Mapping[str, Any]) -> Key:
 
 
 def owner_uid(body: Mapping[str, Any]) -> str | None:
-    """The uid of the object that controls this one."""
+    """The uid of the object that controls this one; of a copy in another namespace, of its pool."""
     for owner in body["metadata"].get("ownerReferences", ()):
         if owner.get("controller"):
             return str(owner["uid"])
-    return None
+    uid: str | None = body["metadata"].get("labels", {}).get(POOL_UID_LABEL)
+    return uid
+
+
+def pool_of(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Namespace and name of the pool whose child this is."""
+    metadata = body["metadata"]
+    labels = metadata.get("labels", {})
+    name = labels.get(POOL_LABEL)
+    return (labels.get(POOL_NAMESPACE_LABEL, metadata["namespace"]), name) if name else None
+
+
+def is_copy(body: Mapping[str, Any]) -> bool:
+    """Whether it is a copy for another namespace; its name belongs to one pool's name, whatever the pool's uid."""
+    return POOL_UID_LABEL in body["metadata"].get("labels", {})
 
 
 class Cache:
@@ -32,14 +46,14 @@ class Cache:
 
     def __init__(self) -> None:
         self._objects: dict[Key, dict[str, Any]] = {}
-        self._gone: dict[Key, tuple[int, str]] = {}
+        self._gone: dict[Key, tuple[int, tuple[str, str] | None]] = {}
         """Deleted objects: version and pool. Our own write's answer may arrive after the news of the deletion."""
 
     def put(self, body: Mapping[str, Any]) -> bool:
         """Take over an object unless a newer version is known; returns whether it was news."""
         key, version = key_of(body), _version(body)
         known = self._objects.get(key)
-        if version <= self._gone.get(key, (-1, ""))[0] or (known is not None and version <= _version(known)):
+        if version <= self._gone.get(key, (-1, None))[0] or (known is not None and version <= _version(known)):
             return False
         # managedFields are half of an object and nobody here reads them.
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
@@ -54,10 +68,10 @@ class Cache:
         if known is not None and _version(known) > version:
             return  # a namesake was made since
         self._objects.pop(key, None)
-        self._gone[key] = version, body["metadata"].get("labels", {}).get(POOL_LABEL, "")
+        self._gone[key] = version, pool_of(body)
 
     def replace(self, namespace: str, pool: str, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """Children of one pool as a list showed them: what is not in it is gone."""
+        """Children of one pool as lists of its namespace and of its copies' showed them: what is not there is gone."""
         listed = list(bodies)
         present = {key_of(body) for body in listed}
         for key in [key for key, body in self._objects.items() if _is_of(body, namespace, pool)]:
@@ -69,7 +83,7 @@ class Cache:
     def forget(self, namespace: str, pool: str) -> None:
         """The pool is gone; so are its children, soon."""
         self.replace(namespace, pool, ())
-        for key in [key for key, (_, owner) in self._gone.items() if key[1] == namespace and owner == pool]:
+        for key in [key for key, (_, owner) in self._gone.items() if owner == (namespace, pool)]:
             del self._gone[key]
 
     def get(self, key: Key) -> Mapping[str, Any] | None:
@@ -80,8 +94,7 @@ class Cache:
 
 
 def _is_of(body: Mapping[str, Any], namespace: str, pool: str) -> bool:
-    metadata = body["metadata"]
-    return bool(metadata["namespace"] == namespace and metadata.get("labels", {}).get(POOL_LABEL) == pool)
+    return pool_of(body) == (namespace, pool)
 
 
 def _version(body: Mapping[str, Any]) -> int:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvpool_operator.api import KVCachePoolSpec, Settings
 from kvpool_operator.api.spec import External
 from kvpool_operator.desired import Pool, engines, names
 from kvpool_operator.desired.stores import redis
-from kvpool_operator.kube import CHILD_KINDS, DEPLOYMENT, POD, POOL, SECRET, Client, NotFound
+from kvpool_operator.kube import (
+    CHILD_KINDS,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    POD,
+    POOL,
+    SECRET,
+    Client,
+    NotFound,
+    Refused,
+    Resource,
+)
 from kvpool_operator.observe.cache import Cache, owner_uid
 from kvpool_operator.observe.pods import troubles
 from kvpool_operator.observe.probe import Target, probe
 from kvpool_operator.observe.secrets import decoded
 from kvpool_operator.status.checks import replica_counts
-from kvpool_operator.status.observed import Observed, PodTrouble, StoreProbe, StoreState
+from kvpool_operator.status.observed import Consumer, Observed, PodTrouble, StoreProbe, StoreState
 
 PoolKey = tuple[str, str]
 """Namespace and name."""
@@ -26,9 +37,17 @@ PoolKey = tuple[str, str]
 class Observer:
     """All reads. One for the operator's life; its caches are per pool."""
 
-    def __init__(self, client: Client, cache: Cache, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        cache: Cache,
+        settings: Settings,
+        clock: Callable[[], float],
+        consumers_of: Callable[[PoolKey], tuple[Consumer, ...]],
+    ) -> None:
         self._client = client
         self._cache = cache
+        self._consumers_of = consumers_of
         self._settings = settings
         self._clock = clock
         self._listed: dict[PoolKey, float] = {}
@@ -46,16 +65,31 @@ class Observer:
         self._listed.pop(key, None)
         self._probed.pop(key, None)
 
-    async def refresh_children(self, key: PoolKey) -> None:
-        """List the children when nobody did for a while: a watch that reconnects does not report what it missed."""
+    async def refresh_children(self, key: PoolKey, granted: Iterable[str]) -> None:
+        """List the children when nobody did for a while: a watch that reconnects does not report what it missed.
+
+        Args:
+            granted: namespaces in which copies may be, beside those where some are known.
+        """
         now = self._clock()
         if now - self._listed.get(key, float("-inf")) < self._settings.resync_seconds:
             return
         namespace, name = key
         labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.POOL_LABEL: name}
-        lists = await asyncio.gather(*(self._client.list(kind, namespace, labels=labels) for kind in CHILD_KINDS))
-        self._cache.replace(namespace, name, [body for bodies in lists for body in bodies])
+        lists = [self._client.list(kind, namespace, labels=labels) for kind in CHILD_KINDS]
+        known = {str(body["metadata"]["namespace"]) for body in self.children(key)}
+        elsewhere = sorted(known.union(granted) - {namespace})
+        copies = {**labels, names.POOL_NAMESPACE_LABEL: namespace}
+        lists += [self._list_copies(kind, other, copies) for other in elsewhere for kind in (CONFIG_MAP, SECRET)]
+        self._cache.replace(namespace, name, [body for bodies in await asyncio.gather(*lists) for body in bodies])
         self._listed[key] = now
+
+    async def _list_copies(self, kind: Resource, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """A namespace that the operator may not look into has no copies; applying them says so."""
+        try:
+            return await self._client.list(kind, namespace, labels=labels)
+        except Refused:
+            return []
 
     def children(self, key: PoolKey) -> tuple[Mapping[str, Any], ...]:
         return self._cache.children(*key)
@@ -90,13 +124,16 @@ class Observer:
         return await probe(target), username
 
     async def look(self, pool: Pool, seen: Observed) -> Observed:
-        """``seen`` with the Deployments of the pool, and with what keeps Pods from running where some are missing."""
+        """``seen`` with the Deployments of the pool, what keeps Pods from running where some are missing, and consumers."""
         deployments = {
             str(body["metadata"]["name"]): body
             for body in self._cache.children(pool.namespace, pool.name)
             if body["kind"] == DEPLOYMENT.kind and owner_uid(body) == pool.uid
         }
-        seen = dataclasses.replace(seen, deployments=deployments)
+        allowed = {pool.namespace, *pool.spec.injection.allowed_namespaces}
+        found_consumers = self._consumers_of((pool.namespace, pool.name))
+        consumers = tuple(one for one in found_consumers if one.namespace in allowed)
+        seen = dataclasses.replace(seen, deployments=deployments, consumers=consumers)
         found = await asyncio.gather(*(self._troubles(pool, seen, name) for name in deployments))
         return dataclasses.replace(seen, troubles=dict(zip(deployments, found, strict=True)))
 

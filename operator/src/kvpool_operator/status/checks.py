@@ -42,18 +42,18 @@ def config_is_accepted(seen: Observed) -> Finding | None:
 
 
 def config_was_written(seen: Observed) -> Finding | None:
-    return _refused(seen, "connector", "seed")
+    return refused(seen, "connector", "seed")
 
 
 def store_was_written(seen: Observed) -> Finding | None:
-    return _refused(seen, redis.COMPONENT)
+    return refused(seen, redis.COMPONENT)
 
 
 def engines_were_written(seen: Observed) -> Finding | None:
-    return _refused(seen, engines.COMPONENT)
+    return refused(seen, engines.COMPONENT)
 
 
-def _refused(seen: Observed, *components: str) -> Finding | None:
+def refused(seen: Observed, *components: str) -> Finding | None:
     faults = [refusal for refusal in seen.refusals if refusal.component in components]
     if not faults:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvpool_operator.desired import connector_config, names
 from kvpool_operator.desired.stores import redis
-from kvpool_operator.status import checks
+from kvpool_operator.status import checks, consumers
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
 
@@ -21,8 +21,16 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.managed_store_is_ready,
     ),
     "EnginesReady": (checks.not_judged, checks.engines_were_written, checks.engine_pods_are_ready),
+    "InjectionReady": (
+        checks.not_judged,
+        consumers.grants_were_written,
+        consumers.secret_can_be_shared,
+        consumers.pods_use_the_pool,
+    ),
 }
 """Also the order in which Ready names causes: a broken configuration explains engines that don't start."""
+_OF_OTHERS = {"InjectionReady"}
+"""Not part of Ready: a Pod that somebody else started wrongly doesn't keep the pool from serving."""
 
 
 def build_status(seen: Observed, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -78,6 +86,7 @@ def _all_is_well(kind: str, seen: Observed) -> Finding:
             if pool and pool.spec.engines
             else ("NoEngines", "the pool has no engines of its own")
         ),
+        "InjectionReady": lambda: consumers.all_is_well(seen),
     }
     reason, message = texts[kind]()
     return Finding(reason, message, "True")
@@ -89,7 +98,7 @@ def _ready(findings: Mapping[str, Finding], seen: Observed) -> Finding:
     # Two rounds, so that what could not be judged never hides the fault that is the cause.
     for wanted in ("False", "Unknown"):
         for kind, finding in findings.items():
-            if finding.status == wanted:
+            if finding.status == wanted and kind not in _OF_OTHERS:
                 return Finding(finding.reason, f"{kind}: {finding.message}{note}", "False")
     return Finding("Paused" if paused else "AllReady", f"the pool serves{note}", "True")
 
@@ -128,6 +137,7 @@ def _facts(seen: Observed) -> dict[str, Any]:
     address = _store_address(seen)
     if address:
         facts["endpoints"]["store"] = address
+    facts |= consumers.facts(seen)
     if seen.invalid_config is None:
         facts["config"] = {"hash": connector_config.config_hash(pool)}
     return facts

@@ -49,6 +49,25 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Consumer:
+    """A Pod of others that names a pool.
+
+    Attributes:
+        pool: namespace and name.
+        mark: the annotation that injection left; empty: none.
+        skip: the reason that injection left; empty: none.
+        version: of the Pod.
+    """
+
+    namespace: str
+    pod: str
+    pool: tuple[str, str]
+    mark: str
+    skip: str
+    version: int
+
+
+@dataclass(frozen=True)
 class Observed:
     """One pool and its surroundings at one moment.
 
@@ -58,6 +77,7 @@ class Observed:
         probe: of an external store; None for a managed one or none.
         troubles: of Pods, by Deployment name; looked for only where Pods are missing.
         refusals: what apply could not do.
+        consumers: Pods of others that name the pool, in namespaces that may use it.
     """
 
     generation: int
@@ -68,3 +88,4 @@ class Observed:
     probe: StoreProbe | None = None
     troubles: Mapping[str, tuple[PodTrouble, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    consumers: tuple[Consumer, ...] = ()

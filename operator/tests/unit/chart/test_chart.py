@@ -12,7 +12,7 @@ import yaml
 from helm_python import Chart, HelmError, lint
 
 from kvpool_operator.api import Settings
-from kvpool_operator.kube import CHILD_KINDS, POD, POOL
+from kvpool_operator.kube import CHILD_KINDS, POD, POOL, RAY_CLUSTER, WEBHOOKS
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -35,7 +35,7 @@ def one(chart: Chart, kind: str, values: dict[str, Any] | None = None) -> dict[s
     (found,) = [
         m
         for m in manifests(chart, values)
-        if m["kind"] == kind and not m["metadata"]["name"].endswith(("-edit", "-view"))
+        if m["kind"] == kind and not m["metadata"]["name"].endswith(("-edit", "-view", "-webhook"))
     ]
     return found
 
@@ -51,7 +51,11 @@ def test_it_passes_helm_lint() -> None:
 
 
 def test_the_settings_file_is_read_by_the_operator_and_has_its_defaults(chart: Chart) -> None:
-    assert settings(chart) == Settings()
+    made = settings(chart)
+    assert made.model_copy(update={"webhook": Settings().webhook}) == Settings()
+    webhook = made.webhook.model_dump()
+    expected = {"enabled": True, "names": ("kvpool-operator-webhook.kvpool-system.svc",)}
+    assert webhook == Settings().webhook.model_dump() | expected
 
 
 def test_engine_defaults_reach_the_operator(chart: Chart) -> None:
@@ -106,8 +110,56 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
     expected: dict[tuple[str, str], set[str]] = {(kind.group, kind.plural): children for kind in CHILD_KINDS}
     expected[POOL.group, POOL.plural] = {"get", "list", "watch"}
     expected[POOL.group, f"{POOL.plural}/status"] = {"patch"}
-    expected[POD.group, POD.plural] = {"list"}
+    expected[POD.group, POD.plural] = {"get", "list", "watch"}
+    expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get", "list"}
     assert rules(chart) == expected
+
+
+def test_the_webhooks_rights_are_over_named_objects(chart: Chart) -> None:
+    roles = [
+        m for m in manifests(chart) if m["kind"] in ("Role", "ClusterRole") and "-webhook" in m["metadata"]["name"]
+    ]
+    found = [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for role in roles for rule in role["rules"]]
+    assert found == [
+        ([WEBHOOKS.plural], ["kvpool-operator"], ["get", "patch"]),
+        (["secrets"], ["kvpool-operator-webhook"], ["get", "patch"]),
+        (["secrets"], None, ["create"]),
+    ]
+
+
+def webhooks(chart: Chart, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    made = manifests(chart, values)
+    (found,) = [m for m in made if m["kind"] == "MutatingWebhookConfiguration"]
+    result: list[dict[str, Any]] = found["webhooks"]
+    return result
+
+
+def test_a_webhook_that_fails_stops_nothing(chart: Chart) -> None:
+    for webhook in webhooks(chart):
+        assert (webhook["failurePolicy"], webhook["reinvocationPolicy"]) == ("Ignore", "IfNeeded")
+        assert webhook["sideEffects"] == "None"
+        assert webhook["timeoutSeconds"] == 5
+        (outside,) = webhook["namespaceSelector"]["matchExpressions"]
+        assert (outside["operator"], outside["values"]) == ("NotIn", ["kube-system"])
+        assert webhook["clientConfig"]["service"]["name"] == "kvpool-operator-webhook"
+
+
+def test_the_webhook_reaches_the_operators_port(chart: Chart) -> None:
+    (service,) = [m for m in manifests(chart) if m["kind"] == "Service"]
+    pod = one(chart, "Deployment", {"webhook": {"port": 9999}})["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports[service["spec"]["ports"][0]["targetPort"]] == 9999
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert container["args"][-2:] == ["--webhook-port", "9999"]
+
+
+def test_a_url_takes_the_services_place_and_is_in_the_certificate(chart: Chart) -> None:
+    values = {"webhook": {"url": "https://10.0.0.1:9443"}, "watchNamespaces": ["a"]}
+    for webhook in webhooks(chart, values):
+        assert webhook["clientConfig"]["url"].startswith("https://10.0.0.1:9443/")
+        assert webhook["namespaceSelector"]["matchExpressions"][1]["values"] == ["a"]
+    assert settings(chart, values).webhook.names[-1] == "10.0.0.1"
 
 
 def test_no_permission_has_a_wildcard(chart: Chart) -> None:
@@ -119,10 +171,13 @@ def test_no_permission_has_a_wildcard(chart: Chart) -> None:
 
 def test_with_namespaces_there_is_a_role_in_each_and_no_cluster_wide_right(chart: Chart) -> None:
     made = manifests(chart, {"watchNamespaces": ["a", "b"]})
-    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == ["a", "b"]
-    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == ["a", "b"]
-    assert all(m["metadata"]["name"].endswith(("-edit", "-view")) for m in made if m["kind"] == "ClusterRole")
-    assert not [m for m in made if m["kind"] == "ClusterRoleBinding"]
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == ["a", "b", "kvpool-system"]
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == ["a", "b", "kvpool-system"]
+    bound = [m["roleRef"]["name"] for m in made if m["kind"] == "ClusterRoleBinding"]
+    assert bound == ["kvpool-operator-webhook"]  # the one right that can't be a namespace's, over one named object
+    without = manifests(chart, {"watchNamespaces": ["a", "b"], "webhook": {"enabled": False}})
+    assert not [m for m in without if m["kind"] == "ClusterRoleBinding"]
+    assert all(m["metadata"]["name"].endswith(("-edit", "-view")) for m in without if m["kind"] == "ClusterRole")
     assert settings(chart, {"watchNamespaces": ["a", "b"]}).watch_namespaces == ("a", "b")
 
 
@@ -143,6 +198,8 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it(chart: Chart) -> None
         ({"settings": {"images": {"engine": ""}}}, "engine"),
         ({"watchNamespaces": ["Not_A_Namespace"]}, "watchNamespaces"),
         ({"replicas": 2}, "replicas"),
+        ({"webhook": {"url": "http://plain"}}, "url"),
+        ({"webhook": {"timeoutSeconds": 1}}, "timeoutSeconds"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(chart: Chart, values: dict[str, Any], named: str) -> None:
@@ -156,6 +213,8 @@ OTHER: dict[str, Any] = {
     "image.pullPolicy": "Always",
     "imagePullSecrets": [{"name": "x"}],
     "watchNamespaces": ["x"],
+    "webhook.url": "https://x",
+    "webhook.excludedNamespaces": ["x"],
     "tolerations": [{"key": "x"}],
     "settings.engineDefaults.args": ["--x"],
     "settings.engineDefaults.env": [{"name": "X", "value": "x"}],
@@ -208,3 +267,5 @@ def test_names_are_cut_to_what_kubernetes_takes(chart: Chart) -> None:
     for manifest in manifests(chart, {"fullnameOverride": "x" * 63}):
         assert len(manifest["metadata"]["name"]) <= 70  # roles may be longer; Deployments and Pods' labels may not
     assert one(chart, "Deployment")["metadata"]["name"] == "kvpool-operator"
+    (service,) = [m for m in manifests(chart, {"fullnameOverride": "x" * 63}) if m["kind"] == "Service"]
+    assert len(service["metadata"]["name"]) == 63

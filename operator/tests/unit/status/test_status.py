@@ -50,7 +50,7 @@ def conditions(seen: Observed) -> dict[str, dict[str, Any]]:
 def test_a_healthy_pool(healthy: Observed) -> None:
     status = build_status(healthy, {}, NOW)
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ["Ready", "ConfigRendered", "SizingValid", "BackendAvailable", "EnginesReady"], "True"
+        ["Ready", "ConfigRendered", "SizingValid", "BackendAvailable", "EnginesReady", "InjectionReady"], "True"
     )
     assert all(condition["observedGeneration"] == 3 for condition in status["conditions"])
     assert status["engines"] == [{"name": "engine", "ready": 2, "desired": 2}]

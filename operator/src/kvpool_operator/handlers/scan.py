@@ -1,0 +1,29 @@
+"""Looking for Pods that the webhook missed: a list of all Pods, now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from kvpool_operator.api import Settings
+from kvpool_operator.kube import ApiError, Client
+from kvpool_operator.observe.consumers import Consumers, scan
+from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.observe.ray import RayClusters
+
+_log = logging.getLogger(__name__)
+
+
+async def run(
+    client: Client, consumers: Consumers, ray: RayClusters, settings: Settings, add: Callable[[PoolKey], None]
+) -> None:
+    """Until cancelled; pools whose Pods changed are added to the queue."""
+    while True:
+        try:
+            consumers.begin_list()
+            for key in consumers.replace(await scan(client, ray, settings.watch_namespaces)):
+                add(key)
+        except ApiError as error:
+            _log.warning("looking for Pods of others: %s", error.message)
+        await asyncio.sleep(settings.resync_seconds)

@@ -1,0 +1,109 @@
+"""Pods of others that name a pool: those that the webhook saw by watch, those that it missed by a list of all Pods.
+
+A watch on all Pods would be costly in a large cluster, and annotations can't be selected by. So the webhook labels what it
+saw, the watch selects by this label, and the list asks for metadata alone, once in ``resyncSeconds``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kvpool_operator.injection import names
+from kvpool_operator.kube import POD, Client
+from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.observe.ray import RayClusters
+from kvpool_operator.status.observed import Consumer
+
+_Pod = tuple[str, str]
+
+
+def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | None:
+    """What is kept of a Pod; None where it names no pool.
+
+    Args:
+        reference: the pool that its RayCluster names.
+    """
+    metadata = pod["metadata"]
+    annotations = names.annotations_of(pod)
+    named = annotations.get(names.POOL) or reference
+    if not named or "deletionTimestamp" in metadata:
+        return None
+    return Consumer(
+        namespace=metadata["namespace"],
+        pod=metadata["name"],
+        pool=names.pool_key(named, metadata["namespace"]),
+        mark=annotations.get(names.INJECTED, ""),
+        skip=annotations.get(names.SKIP_REASON, ""),
+        version=int(metadata["resourceVersion"]),
+    )
+
+
+class Consumers:
+    """The newest known state of each such Pod. One event loop, no locks."""
+
+    def __init__(self) -> None:
+        self._pods: dict[_Pod, Consumer] = {}
+        self._touched: set[_Pod] = set()
+        """Shown by the watch since the present list began, which may not have them or have them still."""
+
+    def put(self, pod: Mapping[str, Any]) -> set[PoolKey]:
+        """Take over a Pod that the watch showed; returns the pools for which that is news."""
+        where = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        known, now = self._pods.get(where), record(pod)
+        self._touched.add(where)
+        if known is not None and now is not None and now.version <= known.version:
+            return set()
+        if now is None:
+            self._pods.pop(where, None)
+        else:
+            self._pods[where] = now
+        return _pools_of(known, now) if _says(known) != _says(now) else set()
+
+    def drop(self, pod: Mapping[str, Any]) -> set[PoolKey]:
+        where = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        self._touched.add(where)
+        return _pools_of(self._pods.pop(where, None))
+
+    def begin_list(self) -> None:
+        """A list of all Pods is asked for now."""
+        self._touched.clear()
+
+    def replace(self, listed: Iterable[Consumer]) -> set[PoolKey]:
+        """What that list showed; returns the pools for which that is news."""
+        before = self._pods
+        self._pods = {where: one for one in listed if (where := (one.namespace, one.pod)) not in self._touched}
+        self._pods |= {where: one for where, one in before.items() if where in self._touched}
+        changed = {
+            where for where in before.keys() | self._pods if _says(before.get(where)) != _says(self._pods.get(where))
+        }
+        return {key for where in changed for key in _pools_of(before.get(where), self._pods.get(where))}
+
+    def of(self, pool: PoolKey) -> tuple[Consumer, ...]:
+        return tuple(one for one in self._pods.values() if one.pool == pool)
+
+
+def _says(one: Consumer | None) -> tuple[object, ...]:
+    return () if one is None else (one.pool, one.mark, one.skip)
+
+
+def _pools_of(*ones: Consumer | None) -> set[PoolKey]:
+    return {one.pool for one in ones if one is not None}
+
+
+async def scan(client: Client, ray: RayClusters, namespaces: tuple[str, ...]) -> list[Consumer]:
+    """Every Pod that names a pool, itself or by its RayCluster.
+
+    Raises:
+        ApiError: the API server can't be reached.
+    """
+    found = []
+    for namespace in namespaces or ("",):
+        for pod in await client.list(POD, namespace, labels={}, metadata_only=True):
+            cluster = names.ray_cluster(pod)
+            asked = cluster is not None and names.POOL not in names.annotations_of(pod)
+            reference = await ray.pool(pod["metadata"]["namespace"], str(cluster)) if asked else None
+            one = record(pod, reference)
+            if one is not None:
+                found.append(one)
+    return found

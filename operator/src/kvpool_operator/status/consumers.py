@@ -1,0 +1,125 @@
+"""What is said about Pods of others: ``status.consumers`` and the checks of ``InjectionReady``."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Any
+
+from kvpool_connector.config import ConfigError
+from kvpool_operator.api import InjectionMode
+from kvpool_operator.api.injection import CONSUMERS_SHOWN
+from kvpool_operator.desired import connector_config, grants
+from kvpool_operator.status.checks import Finding, refused
+from kvpool_operator.status.observed import Consumer, Observed
+
+_NAMED = 3
+_REASON = 1024
+
+
+class State(enum.StrEnum):
+    """Of one Pod; in the order in which Pods are shown."""
+
+    MISSED = "Missed"
+    SKIPPED = "Skipped"
+    OUTDATED = "Outdated"
+    INJECTED = "Injected"
+
+
+_TEXTS = {
+    State.MISSED: "nothing was injected, since the webhook was off or did not answer when the Pod was created: restart the Pod",
+    State.OUTDATED: "runs with an older configuration of the pool: restart the Pod when it suits",
+    State.INJECTED: "",
+}
+_GONE = ("PoolMissing", "PoolNotReady")
+
+
+def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
+    """A Pod's state, and what to do where it does not use the present configuration."""
+    if consumer.skip:
+        if consumer.skip.startswith(_GONE):
+            return State.SKIPPED, "started before the pool was there: restart the Pod"
+        return State.SKIPPED, consumer.skip[:_REASON]
+    if not consumer.mark:
+        return State.MISSED, _TEXTS[State.MISSED]
+    pool, _, seen_hash = consumer.mark.partition("@")
+    is_old = pool != "/".join(consumer.pool) or (config_hash and seen_hash and seen_hash != config_hash)
+    state = State.OUTDATED if is_old else State.INJECTED
+    return state, _TEXTS[state]
+
+
+def facts(seen: Observed) -> dict[str, Any]:
+    """``status.consumers`` and its count. Those that need a hand come first, so that they are there in a long list."""
+    order = list(State)
+    judged = _judged(seen)
+    judged.sort(key=lambda entry: (order.index(entry[1]), entry[0].namespace, entry[0].pod))
+    shown = [
+        {"namespace": consumer.namespace, "pod": consumer.pod, "state": str(state), "reason": reason}
+        for consumer, state, reason in judged[:CONSUMERS_SHOWN]
+    ]
+    return {"consumers": shown, "consumerCount": len(judged)}
+
+
+def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
+    config_hash = _hash(seen)
+    return [(consumer, *judge(consumer, config_hash)) for consumer in seen.consumers]
+
+
+def _hash(seen: Observed) -> str:
+    """Of the present configuration; empty where there is none that could be used."""
+    if seen.pool is None or seen.invalid_config is not None:
+        return ""
+    try:
+        return connector_config.config_hash(seen.pool)
+    except ConfigError:  # a paused pool's configuration is not looked at before
+        return ""
+
+
+def grants_were_written(seen: Observed) -> Finding | None:
+    finding = refused(seen, grants.COMPONENT)
+    if finding is None:
+        return None
+    return Finding(
+        "GrantNotWritten",
+        f"Pods of a namespace in spec.injection.allowedNamespaces can't use the pool: {finding.message}",
+    )
+
+
+def secret_can_be_shared(seen: Observed) -> Finding | None:
+    if seen.pool is None or not seen.pool.spec.injection.allowed_namespaces or grants.can_share(seen.pool):
+        return None
+    return Finding(
+        "SecretNotShared",
+        "spec.injection.allowedNamespaces has no effect, since the store's password is in a Secret of yours, which is never "
+        "copied: make a pool in each of these namespaces, with the same spec.backend.external and the Secret",
+    )
+
+
+def pods_use_the_pool(seen: Observed) -> Finding | None:
+    """Missed Pods first: nobody told their owner anything."""
+    if seen.pool is None or seen.pool.spec.injection.mode is InjectionMode.OFF:
+        return None
+    judged = _judged(seen)
+    for state, reason, status in (
+        (State.MISSED, "PodsMissed", "False"),
+        (State.SKIPPED, "PodsSkipped", "False"),
+        (State.OUTDATED, "PodsOutdated", "True"),
+    ):
+        those = [(consumer, text) for consumer, found, text in judged if found is state]
+        if those:
+            return Finding(reason, f"{len(those)} of {len(judged)} Pods: {_listed(those)}", status)
+    return None
+
+
+def _listed(those: Iterable[tuple[Consumer, str]]) -> str:
+    entries = sorted(f"{consumer.namespace}/{consumer.pod}: {text}" for consumer, text in those)
+    rest = f"; and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+    return "; ".join(entries[:_NAMED]) + rest
+
+
+def all_is_well(seen: Observed) -> tuple[str, str]:
+    if seen.pool is not None and seen.pool.spec.injection.mode is InjectionMode.OFF:
+        return "InjectionOff", "spec.injection.mode is Off: Pods of others don't get the cache"
+    if not seen.consumers:
+        return "NoConsumers", "no Pod of others names the pool in the annotation kvpool.dev/pool"
+    return "Injected", f"{len(seen.consumers)} Pods of others use the pool"

@@ -1,0 +1,77 @@
+"""From an admission request to an outcome: bring what is known of the pool, let ``injection`` decide.
+
+Reads caches. Only what no watch has shown yet is asked for, briefly; a pool that was made a moment ago is waited for, so that
+a pool and a Deployment can be applied together. Whatever goes wrong, the object passes as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from kvpool_operator.api import Settings
+from kvpool_operator.injection import facts, names, pod, rayservice
+from kvpool_operator.injection.facts import Facts
+from kvpool_operator.injection.names import PoolKey
+from kvpool_operator.injection.outcome import Outcome, Skip, Why
+from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.pools import Pools
+from kvpool_operator.observe.ray import RayClusters
+
+_PATIENCE = 2.0
+"""Seconds for a new pool's ConfigMap and Secrets; the API server waits longer."""
+_PAUSE = 0.05
+
+
+class Admission:
+    """All decisions. One event loop."""
+
+    def __init__(self, pools: Pools, cache: Cache, ray: RayClusters, settings: Settings) -> None:
+        self._pools = pools
+        self._cache = cache
+        self._ray = ray
+        self._settings = settings
+
+    async def pod(self, request: Mapping[str, Any]) -> Outcome | None:
+        """For a Pod; None where it names no pool."""
+        body, namespace = request["object"], str(request.get("namespace", ""))
+        reference = names.annotations_of(body).get(names.POOL)
+        cluster = names.ray_cluster(body)
+        if reference is None and cluster is not None:
+            reference = await self._ray.pool(namespace, cluster)
+        if not reference:
+            return None
+        key = names.pool_key(reference, namespace)
+        try:
+            return pod.inject(body, await self._facts(key, namespace))
+        except Skip as reason:
+            return pod.skipped(body, key, reason)
+
+    async def rayservice(self, request: Mapping[str, Any]) -> Outcome | None:
+        """For a RayService; None where it names no pool."""
+        body, namespace = request["object"], str(request.get("namespace", ""))
+        reference = names.annotations_of(body).get(names.POOL)
+        if not reference:
+            return None
+        try:
+            await self._facts(names.pool_key(reference, namespace), namespace)
+        except Skip as reason:
+            return rayservice.skipped(body, reason)
+        return rayservice.inject(body)
+
+    async def _facts(self, key: PoolKey, namespace: str) -> Facts:
+        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            body = await self._pools.get(key)
+            try:
+                return facts.gather(key, body, namespace, self._settings, self._is_there)
+            except Skip as reason:
+                late = asyncio.get_running_loop().time() + _PAUSE > deadline
+                if reason.why is not Why.POOL_NOT_READY or late:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    def _is_there(self, kind: str, namespace: str, name: str) -> bool:
+        found = self._cache.get((kind, namespace, name))
+        return found is not None and "deletionTimestamp" not in found["metadata"]

@@ -1,0 +1,96 @@
+"""HTTPS for the API server: two paths, an AdmissionReview each way, and how long each answer took."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import logging
+import math
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from kvpool_operator.injection import review
+from kvpool_operator.injection.outcome import Outcome
+
+_log = logging.getLogger(__name__)
+Decide = Callable[[Mapping[str, Any]], Awaitable[Outcome | None]]
+_BODY_LIMIT = 16 << 20
+"""An object has at most some 3 MB; an update carries two."""
+_REMEMBERED = 1000
+
+
+class Timings:
+    """Durations of the last answers, in seconds."""
+
+    def __init__(self) -> None:
+        self._last: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self.count = 0
+
+    def add(self, seconds: float) -> None:
+        self._last.append(seconds)
+        self.count += 1
+
+    def quantile(self, share: float) -> float:
+        """The value that this share of the last answers did not exceed; 0 before the first."""
+        ordered = sorted(self._last)
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+
+    def lines(self) -> list[str]:
+        """In Prometheus' text format."""
+        name = "kvpool_operator_webhook_seconds"
+        shares = [f'{name}{{quantile="{share}"}} {self.quantile(share):.6f}' for share in (0.5, 0.99)]
+        return [f"# TYPE {name} summary", *shares, f"{name}_count {self.count}"]
+
+
+def application(routes: Mapping[str, Decide], timings: Timings) -> web.Application:
+    """The paths and who decides."""
+    app = web.Application(client_max_size=_BODY_LIMIT)
+    for path, decide in routes.items():
+        app.router.add_post(path, _handler(decide, timings))
+    return app
+
+
+def _handler(decide: Decide, timings: Timings) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(incoming: web.Request) -> web.Response:
+        began = time.perf_counter()
+        try:
+            asked = review.request_of(json.loads(await incoming.read()))
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+        answer = review.response(asked, await _decided(decide, asked))
+        response = web.json_response(answer)
+        timings.add(time.perf_counter() - began)
+        return response
+
+    return handle
+
+
+async def _decided(decide: Decide, asked: Mapping[str, Any]) -> Outcome | None:
+    """The decision; where ours is the fault the object passes as it is, and the reconciler says that it was missed."""
+    try:
+        return await decide(asked)
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        _log.exception(
+            "webhook: %s %s/%s passes as it is", asked.get("kind"), asked.get("namespace"), asked.get("name")
+        )
+        return None
+
+
+@asynccontextmanager
+async def serve(app: web.Application, *, host: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Serve while the context is open; gives the port (0 picks one). The TLS context may change meanwhile."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,184 @@
+"""serveConfigV2: what is added, what is left alone, and that the text is stable byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvpool_operator.desired.engines import KV_TRANSFER
+from kvpool_operator.injection.outcome import Skip
+from kvpool_operator.injection.rayservice import inject, with_connector
+
+TEXT = """\
+applications:
+- name: llms
+  import_path: ray.serve.llm:build_openai_app
+  route_prefix: "/"
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: a}
+      accelerator_type: 0755
+      engine_kwargs:
+        max_model_len: 4096
+        enforce_eager: yes
+    - model_loading_config: {model_id: b}
+      started: 1:30
+"""
+OURS = {**KV_TRANSFER, "kv_connector_extra_config": {"on_failure": "continue"}}
+
+
+def engines(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(text)["applications"][0]["args"]["llm_configs"]
+    return found
+
+
+def one(engine: str) -> str:
+    return f"applications:\n- args:\n    llm_configs:\n    - {engine}\n"
+
+
+def test_every_engine_gets_the_connector_and_keeps_what_it_had() -> None:
+    text, notes = with_connector(TEXT)
+    assert notes == []
+    first, second = engines(text)
+    assert first["engine_kwargs"]["kv_transfer_config"] == OURS
+    assert first["engine_kwargs"]["prefix_caching_hash_algo"] == "sha256_cbor"
+    assert first["engine_kwargs"]["max_model_len"] == 4096
+    assert second["engine_kwargs"] == {"kv_transfer_config": OURS, "prefix_caching_hash_algo": "sha256_cbor"}
+    # Scalars that mean different things to different parsers stay as they were written, and so does the order.
+    for line in ("accelerator_type: 0755", "enforce_eager: yes", "started: 1:30", 'route_prefix: "/"', "{model_id: a}"):
+        assert line in text
+    assert text.index("model_loading_config") < text.index("accelerator_type") < text.index("engine_kwargs")
+
+
+def test_prefill_and_decode() -> None:
+    text = "applications:\n- args:\n    prefill_config: {model: a}\n    decode_config: {engine_kwargs: null}\n"
+    arguments = yaml.safe_load(with_connector(text)[0])["applications"][0]["args"]
+    assert arguments["prefill_config"]["engine_kwargs"]["kv_transfer_config"] == OURS
+    assert arguments["decode_config"]["engine_kwargs"]["kv_transfer_config"] == OURS
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "note"),
+    [
+        ("{kv_transfer_config: {kv_connector: NixlConnector}}", "kv_transfer_config of its own"),
+        ("{kv_offloading_size: 4}", "kv_offloading_size"),
+        ("{prefix_caching_hash_algo: sha256}", "sha256_cbor"),
+        ("[1]", "not a mapping"),
+    ],
+)
+def test_an_engine_that_is_left_alone(kwargs: str, note: str) -> None:
+    with pytest.raises(Skip, match=note) as caught:
+        with_connector(one(f"engine_kwargs: {kwargs}"))
+    assert "applications[0].args.llm_configs[0]" in str(caught.value)
+    mixed = one(f"engine_kwargs: {kwargs}") + "    - model: b\n"
+    text, notes = with_connector(mixed)
+    assert len(notes) == 1
+    assert engines(text)[0]["engine_kwargs"] == engines(mixed)[0]["engine_kwargs"]
+    assert engines(text)[1]["engine_kwargs"]["kv_transfer_config"] == OURS
+
+
+def test_a_merge_key_is_followed() -> None:
+    text = (
+        "base: &base {engine_kwargs: {max_model_len: 1}}\n"
+        "applications:\n- args:\n    llm_configs:\n    - <<: *base\n      model: a\n    - <<: *base\n      model: b\n"
+    )
+    for engine in engines(with_connector(text)[0]):
+        assert engine["engine_kwargs"]["max_model_len"] == 1
+        assert engine["engine_kwargs"]["kv_transfer_config"] == OURS
+
+
+@pytest.mark.parametrize("existing", ["{kv_connector: KVPoolConnector}", "{kv_connector: MultiConnector, "
+    "kv_connector_extra_config: {connectors: [{kv_connector: KVPoolConnector}, {kv_connector: NixlConnector}]}}"])  # fmt: skip
+def test_ours_is_left_byte_for_byte(existing: str) -> None:
+    text = one(f"engine_kwargs: {{kv_transfer_config: {existing}}}  # a comment")
+    assert with_connector(text) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "NotYAML"),
+        ("a: 1\n---\nb: 2\n", "NotYAML"),
+        ("a: &a [*a]\n" + "[" * 5000, "NotYAML"),
+        ("", "NoLLMConfigs"),
+        ("applications: []", "NoLLMConfigs"),
+        ("applications: [{import_path: a}]", "NoLLMConfigs"),
+        ("applications: [{args: {llm_configs: [file.yaml]}}]", "NoLLMConfigs"),
+        ("[1, 2]", "NoLLMConfigs"),
+        ("applications: {a: b}", "NoLLMConfigs"),
+    ],
+)
+def test_a_text_that_has_nothing_to_change(text: str, reason: str) -> None:
+    service = {"metadata": {"name": "x"}, "spec": {"serveConfigV2": text}}
+    outcome = inject(service)
+    assert outcome.body["spec"] == service["spec"]
+    assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith(f"{reason}: ")
+    assert outcome.warnings
+    assert inject(outcome.body).body == outcome.body
+
+
+def test_a_recursive_text_does_no_harm() -> None:
+    inject({"metadata": {}, "spec": {"serveConfigV2": "applications: &a [{args: {llm_configs: *a}}]"}})
+    inject({"metadata": {}, "spec": {"serveConfigV2": "applications: [&a {<<: *a, args: {llm_configs: [*a]}}]"}})
+
+
+def test_a_reason_goes_when_the_text_was_mended() -> None:
+    service = {"metadata": {"annotations": {"kvpool.dev/skip-reason": "NotYAML: x"}}, "spec": {"serveConfigV2": TEXT}}
+    assert inject(service).body["metadata"]["annotations"] == {}
+
+
+_scalars = st.one_of(
+    st.sampled_from(
+        ["yes", "0755", "1:30", "~", "null", "1e3", "2024-01-01", "{{ x }}", "'", '"', "# no", "a: b", "*x"]
+    ),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=8),
+)
+_kwargs = st.one_of(
+    st.none(),
+    st.dictionaries(st.sampled_from(["max_model_len", "dtype", "prefix_caching_hash_algo", "x"]), _scalars, max_size=3),
+    st.just({"kv_transfer_config": {"kv_connector": "NixlConnector"}}),
+)
+_engine = st.fixed_dictionaries({"model": _scalars}, optional={"engine_kwargs": _kwargs, "runtime_env": _scalars})
+_arguments = st.fixed_dictionaries(
+    {}, optional={"llm_configs": st.lists(_engine, max_size=3), "prefill_config": _engine, "decode_config": _engine}
+)
+_documents = st.builds(
+    lambda applications, style, width: yaml.safe_dump(
+        {"applications": applications}, default_flow_style=style, width=width, sort_keys=False
+    ),
+    st.lists(st.fixed_dictionaries({"name": _scalars}, optional={"args": _arguments}), max_size=2),
+    st.sampled_from([False, None, True]),
+    st.sampled_from([20, 80]),
+)
+
+
+@given(_documents)
+def test_the_result_needs_no_change_and_nothing_else_changed(text: str) -> None:
+    try:
+        once, _ = with_connector(text)
+    except Skip:
+        return
+    assert with_connector(text)[0] == once
+    try:
+        assert with_connector(once)[0] == once
+    except Skip:
+        raise AssertionError("the result itself is refused") from None
+    assert _without_ours(yaml.safe_load(once)) == _without_ours(yaml.safe_load(text))
+
+
+def _without_ours(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _without_ours(inner) for key, inner in value.items()}
+        if kept.get("kv_transfer_config") == OURS:
+            del kept["kv_transfer_config"]
+            if kept.get("prefix_caching_hash_algo") == "sha256_cbor":
+                del kept["prefix_caching_hash_algo"]
+        return {key: inner for key, inner in kept.items() if key != "engine_kwargs" or inner}
+    return [_without_ours(inner) for inner in value] if isinstance(value, list) else value
