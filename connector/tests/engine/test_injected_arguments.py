@@ -34,7 +34,7 @@ HASH = ["--prefix-caching-hash-algo", "sha256_cbor"]
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
-    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
     found: argparse.Namespace = parser.parse_args(["--model", "m", *words])
     return found
 
