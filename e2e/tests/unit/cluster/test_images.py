@@ -71,7 +71,7 @@ def test_an_unknown_image_is_refused(tmp_path: Path) -> None:
         build(workshop, "sore", ImageSources(tmp_path, tmp_path, tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.operator", "Dockerfile.serving"])
+@pytest.mark.parametrize("name", ["Dockerfile.operator", "Dockerfile.serving", "Dockerfile.payload"])
 def test_a_dockerfile_has_a_tagged_base_a_numeric_user_and_checked_pins(name: str) -> None:
     text = (IMAGES / name).read_text()
     bases = re.findall(r"^ARG (?:BASE|BUILDER)=(\S+)$", text, re.MULTILINE)
@@ -83,7 +83,7 @@ def test_a_dockerfile_has_a_tagged_base_a_numeric_user_and_checked_pins(name: st
         assert "--require-hashes" in line or "--no-index" in line
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.operator", "Dockerfile.serving"])
+@pytest.mark.parametrize("name", ["Dockerfile.operator", "Dockerfile.serving", "Dockerfile.payload"])
 def test_what_a_dockerfile_copies_exists_and_is_not_ignored(name: str) -> None:
     allowed = [line[1:] for line in (IMAGES / f"{name}.dockerignore").read_text().splitlines() if line.startswith("!")]
     for source in re.findall(r"^COPY (\S+) ", (IMAGES / name).read_text(), re.MULTILINE):
