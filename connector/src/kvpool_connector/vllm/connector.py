@@ -68,7 +68,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         ConfigError: configuration, weights or layout cannot be used; one message that names the setting to change. vLLM
             stops then, unless ``on_failure`` says otherwise: a pool that silently does nothing is a fault.
         """
-        prepare(vllm_config, kv_cache_config)
+        prepare(vllm_config, kv_cache_config, role)
         super().__init__(vllm_config, role, kv_cache_config)
 
     # ---- worker process, main thread ---------------------------------------------------------------------
