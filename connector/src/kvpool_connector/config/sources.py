@@ -32,8 +32,8 @@ class Found:
 
     config: ConnectorConfig
     lines: tuple[Line, ...] = ()
-    chunk_is_a_wish: bool = False
-    """LMCache rounds what it cannot have: ``chunk_tokens`` may be rounded too. In kvpool's own file it is meant exactly."""
+    from_lmcache: bool = False
+    """In LMCache's words: they were written without kvpool in mind, so ``chunk_tokens`` is what should be come near to."""
 
 
 def load(extra_config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ConnectorConfig:

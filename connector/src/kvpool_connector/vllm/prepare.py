@@ -44,14 +44,20 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
         if key in extra and EXTRA_KEY not in extra:
             raise ConfigError(f"kv_connector_extra_config.{key}: use chunk_tokens in kvpool's configuration instead")
     extra.pop("blocks_per_chunk", None)  # ours, from an earlier call: vLLM builds two connectors from one configuration
-    if transfer.kv_load_failure_policy != "recompute":
-        logger.warning(
-            "kv_load_failure_policy is %r: a request whose load fails ends with an error; set it to 'recompute'",
-            transfer.kv_load_failure_policy,
-        )
     ranks = vllm_config.parallel_config.world_size
     found = kvpool_config.find(extra, ranks=ranks)
     config, said = found.config, list(found.lines)
+    if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:
+        # Manifests for LMCache leave it at vLLM's default, which is an error for the user; the scheduler looks at it later.
+        transfer.kv_load_failure_policy = "recompute"
+    elif transfer.kv_load_failure_policy != "recompute":
+        said.append(
+            Line(
+                f"kv_load_failure_policy is {transfer.kv_load_failure_policy!r}: a request whose load fails ends with an error; "
+                "set it to 'recompute'",
+                warning=True,
+            )
+        )
     transfer.kv_connector_extra_config = extra
     support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
@@ -60,7 +66,7 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     full = all(isinstance(spec, FullAttentionSpec | UniformTypeKVCacheSpecs) for spec in specs)
     geometry = offloading.worker_kv_bytes_per_block, [group.tokens_per_block for group in offloading.groups]
     alone = len(groups) == 1 and full
-    if found.chunk_is_a_wish and config.chunk_tokens is not None:
+    if found.from_lmcache and config.chunk_tokens is not None:
         chunk_blocks, but = blocks_near_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
         if but:
             said.append(Line(but, warning=True))
