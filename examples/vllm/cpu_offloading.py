@@ -38,7 +38,9 @@ def main() -> None:
     options.add_argument("--enable-kvpool", action="store_true", help="With a memory tier for all prompts")
     args = vars(options.parse_args())
     count, tokens, enabled = (args.pop(name) for name in ("num_prompts", "num_tokens", "enable_kvpool"))
-    size = int(count * tokens * 1.5 / 10000 * (1 << 30))  # 1.5 GiB per 10000 tokens, enough for a model of 8 B parameters
+    size = int(
+        count * tokens * 1.5 / 10000 * (1 << 30)
+    )  # 1.5 GiB per 10000 tokens, enough for a model of 8 B parameters
     llm = start(args, {"tiers": {"cpu": {"size": size}}} if enabled else None)
 
     prompts = create_test_prompts(count, tokens)

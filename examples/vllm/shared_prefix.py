@@ -1,6 +1,6 @@
 """Questions about one long document: each but the first loads what the document's tokens were computed to.
 
-    python shared_prefix.py
+python shared_prefix.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def main() -> None:
     for question in QUESTIONS:
         began = time.monotonic()
         (output,) = llm.generate(
-            [f"{document}\n\nQuestion: {question}\nAnswer:"], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False
+            [f"{document}\n\nQuestion: {question}\nAnswer:"],
+            SamplingParams(temperature=0, max_tokens=8),
+            use_tqdm=False,
         )
         seconds = time.monotonic() - began
         tokens = len(output.prompt_token_ids or [])

@@ -312,8 +312,8 @@ def test_timeouts() -> None:
         ({"remote_url": "redis://[::1]:7000/3"}, {"type": "redis", "host": "::1", "port": 7000, "database": 3}),
         ({"remote_url": "redis://h:1?db=4"}, {"type": "redis", "host": "h", "port": 1, "database": 4}),
         (
-            {"remote_url": "valkey://h:1", "extra_config": '{"valkey_enable_ttl": 1, "valkey_ttl_sec": 60, "valkey_database": 2}'},
-            {"type": "valkey", "host": "h", "port": 1, "ttl_s": 60, "database": 2},
+            {"remote_url": "valkey://h:1", "extra_config": '{"valkey_enable_ttl": 1, "valkey_ttl_sec": 6, "valkey_database": 2}'},
+            {"type": "valkey", "host": "h", "port": 1, "ttl_s": 6, "database": 2},
         ),
         (
             {"remote_url": "redis-sentinel://a:1,b:2"},
