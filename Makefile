@@ -44,7 +44,8 @@ check: ## Format, lint, types, import contracts, generated files
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
 	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving operator/tests connector/tests/unit connector/tests/store
-	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine examples/vllm
+	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine
+	MYPYPATH=examples/vllm $(DEV)/mypy --python-executable $(ENGINE)/python examples/vllm
 	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
 	cd connector && PYTHONPATH=src ../$(DEV)/lint-imports --config importlinter.ini
 	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate --check

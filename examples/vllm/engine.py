@@ -10,7 +10,7 @@ from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-CONNECTOR = {
+CONNECTOR: dict[str, Any] = {
     "kv_connector": "KVPoolConnector",
     "kv_connector_module_path": "kvpool_connector.vllm",  # not needed where kvpool-connector is installed with pip
     "kv_role": "kv_both",
@@ -25,7 +25,7 @@ def parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
         description: of the example.
         defaults: by option.
     """
-    made: argparse.ArgumentParser = EngineArgs.add_cli_args(FlexibleArgumentParser(description=description))
+    made = EngineArgs.add_cli_args(FlexibleArgumentParser(description=description))  # type: ignore[no-untyped-call]
     made.set_defaults(**{"model": "Qwen/Qwen3-8B"} | defaults)
     return made
 

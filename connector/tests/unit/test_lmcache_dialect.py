@@ -24,7 +24,7 @@ PASSWORD = "quarter/deck@7"
 QUOTED = "quarter%2Fdeck%407"
 
 
-def variables(ranks: int = 1, **keys: str) -> Found:
+def variables(ranks: int = 1, /, **keys: str) -> Found:
     """By ``LMCACHE_*`` variables."""
     return find({}, {f"LMCACHE_{key.upper()}": value for key, value in keys.items()}, ranks=ranks)
 
@@ -60,7 +60,7 @@ def text(found: Found) -> str:
 
 def test_variables_of_ray_serves_guide() -> None:
     """Memory alone. LMCache's GB are 1024^3 bytes of a rank; ours are the engine's."""
-    found = variables(ranks=2, local_cpu="True", chunk_size="256", max_local_cpu_size="100")
+    found = variables(2, local_cpu="True", chunk_size="256", max_local_cpu_size="100")
     assert found.config.tiers.cpu.size == 200 << 30
     assert found.config.chunk_tokens == 256
     assert found.from_lmcache
@@ -287,7 +287,7 @@ def test_local_memory_that_is_off_stays_the_way_to_a_store() -> None:
 
 def test_the_disk_tier() -> None:
     """By rank, too; of several folders the first."""
-    found = variables(ranks=2, local_disk="file:///d/,/e", max_local_disk_size="1.5", cache_policy="lfu")
+    found = variables(2, local_disk="file:///d/,/e", max_local_disk_size="1.5", cache_policy="lfu")
     assert found.config.tiers.disk is not None
     assert found.config.tiers.disk.model_dump(exclude_defaults=True) == {
         "path": "/d/", "size": 3 << 30, "eviction_policy": "slru"
