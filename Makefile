@@ -20,9 +20,20 @@ demo-down: ## End all that `make demo` started
 demo-engine: setup ## The six steps with vLLM and Redis alone: no Kubernetes, no root
 	$(DEV)/python -m e2e.demo engine
 
+.PHONY: example-cpu-offloading
+CPU_OFFLOADING := examples/vllm/cpu_offloading.py --num-prompts 5 --num-tokens 2048 --max-model-len 2304 --block-size 128 \
+  --num-gpu-blocks-override 24 --enable-prefix-caching --dtype float32 --enforce-eager \
+  --model "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
+example-cpu-offloading: setup ## examples/vllm/cpu_offloading.py without and with kvpool: prompts that do not fit the device
+	@for pool in "" --enable-kvpool; do \
+	  echo "==== $${pool:-vLLM alone}"; \
+	  HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=WARNING VLLM_CPU_KVCACHE_SPACE=1 \
+	    VLLM_CPU_OMP_THREADS_BIND=0-$$(($$(nproc) - 1)) PYTHONPATH=connector/src $(ENGINE)/python $(CPU_OFFLOADING) $$pool || exit 1; \
+	done
+
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-engine test-cluster test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-engine test-examples test-cluster test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -34,6 +45,7 @@ check: ## Format, lint, types, import contracts, generated files
 	$(DEV)/ruff check .
 	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving operator/tests connector/tests/unit connector/tests/store
 	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine
+	MYPYPATH=examples/vllm $(DEV)/mypy --python-executable $(ENGINE)/python examples/vllm
 	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
 	cd connector && PYTHONPATH=src ../$(DEV)/lint-imports --config importlinter.ini
 	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate --check
@@ -48,6 +60,8 @@ test-apiserver: ## The operator against a real kube-apiserver
 	$(DEV)/pytest operator/tests/apiserver -m "not slow"
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
+test-examples: setup ## Every example of examples/vllm, with a real vLLM
+	$(ENGINE)/pytest connector/tests/engine/test_examples.py
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
 test-slow: setup ## What is too slow for every run

@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.kv_offload.base import GPULoadStoreSpec
 
 from kvpool_connector.config import ConfigError
-from kvpool_connector.vllm.chunks import ENOUGH_BYTES, MOST_TOKENS, blocks_per_chunk
+from kvpool_connector.vllm.chunks import ENOUGH_BYTES, MOST_TOKENS, blocks_near_chunk, blocks_per_chunk
 from kvpool_connector.vllm.worker import chunks_of
 from kvpool_connector.worker.device.base import Chunk
 
@@ -38,6 +38,26 @@ def chosen(block_bytes: int, *tokens: int, single: bool = True, fixed: int | Non
 def test_the_fewest_blocks_that_are_enough(block_bytes: int, tokens: int, count: int) -> None:
     """Large parts move faster, small chunks hit more."""
     assert chosen(block_bytes, tokens) == count
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tokens", "single", "count", "said"),
+    [
+        (256, [16], True, 16, ""),
+        (200, [16], True, 12, "chunks of 200 tokens are made 192: a multiple of vLLM's block size of 16"),
+        (16, [128], True, 1, "chunks of 16 tokens are made 128"),
+        (256, [32, 32], False, 1, "chunks of 256 tokens cannot be had: this model has several KV groups"),
+        (32, [32, 32], False, 1, ""),
+    ],
+)
+def test_the_nearest_chunk_for_who_did_not_know_the_model(
+    wanted: int, tokens: list[int], single: bool, count: int, said: str
+) -> None:
+    """A configuration of LMCache says 256 to every model. What is done with it is said."""
+    blocks, text = blocks_near_chunk(KIB, tokens, single_full_group=single, chunk_tokens=wanted)
+    assert blocks == count
+    assert text.startswith(said)
+    assert bool(text) == bool(said)
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 16, 32, 64, 128, 256])

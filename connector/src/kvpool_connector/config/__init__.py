@@ -4,6 +4,7 @@ The operator imports this package to render the ConfigMap, the connector to read
 vllm, so that the operator's image can install it without them.
 """
 
+from kvpool_connector.config.errors import ConfigError
 from kvpool_connector.config.model import (
     CONFIG_VERSION,
     ConnectorConfig,
@@ -21,7 +22,7 @@ from kvpool_connector.config.remote import (
     Sentinel,
     Timeouts,
 )
-from kvpool_connector.config.sources import ENV_CONFIG_FILE, ConfigError, load, parse
+from kvpool_connector.config.sources import ENV_CONFIG_FILE, Found, find, load, parse
 
 __all__ = [
     "CONFIG_VERSION",
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "ConnectorConfig",
     "CpuTier",
+    "Found",
     "InfiniStoreRemote",
     "LMCacheRemote",
     "MooncakeRemote",
@@ -38,6 +40,7 @@ __all__ = [
     "Sentinel",
     "Tiers",
     "Timeouts",
+    "find",
     "format_bytes",
     "load",
     "parse",

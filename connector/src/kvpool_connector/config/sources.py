@@ -1,11 +1,13 @@
 """Where the configuration comes from, and errors a person can act on.
 
-Two places, never both: the file named by ``KVPOOL_CONFIG_FILE`` (what the operator mounts), or the mapping under
-``kvpool`` in vLLM's ``kv_connector_extra_config`` (what a person starting vLLM by hand writes).
+Two places of our own, never both: the file named by ``KVPOOL_CONFIG_FILE`` (what the operator mounts), or the mapping under
+``kvpool`` in vLLM's ``kv_connector_extra_config`` (what a person starting vLLM by hand writes). Where neither is there, LMCache's
+configuration is read, see :mod:`kvpool_connector.config.lmcache`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
@@ -15,40 +17,65 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from kvpool_connector.config import lmcache
+from kvpool_connector.config.errors import ConfigError
+from kvpool_connector.config.lmcache import Line
 from kvpool_connector.config.model import CONFIG_VERSION, ConnectorConfig
 
 ENV_CONFIG_FILE = "KVPOOL_CONFIG_FILE"
 EXTRA_CONFIG_KEY = "kvpool"
 
 
-class ConfigError(ValueError):
-    """The configuration cannot be used. The message names each field and what to do about it."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A configuration, and what should be said about where it came from."""
+
+    config: ConnectorConfig
+    lines: tuple[Line, ...] = ()
+    from_lmcache: bool = False
+    """In LMCache's words: they were written without kvpool in mind, so ``chunk_tokens`` is what should be come near to."""
 
 
 def load(extra_config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ConnectorConfig:
+    """The configuration of this process, see :func:`find`, for an engine of one rank."""
+    return find(extra_config, environ).config
+
+
+def find(extra_config: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, ranks: int = 1) -> Found:
     """The configuration of this process.
 
     Args:
         extra_config: vLLM's ``kv_connector_extra_config``.
         environ: the process environment.
+        ranks: of the engine; only LMCache's sizes depend on it.
 
     Raises:
         ConfigError: no source, two sources, an unreadable file, or invalid content.
     """
     path = environ.get(ENV_CONFIG_FILE)
     inline = extra_config.get(EXTRA_CONFIG_KEY)
+    ours = f"kv_connector_extra_config.{EXTRA_CONFIG_KEY}"
     if path and inline is not None:
-        raise ConfigError(
-            f"two configurations: {ENV_CONFIG_FILE}={path} and kv_connector_extra_config.{EXTRA_CONFIG_KEY}; remove one"
-        )
+        raise ConfigError(f"two configurations: {ENV_CONFIG_FILE}={path} and {ours}; remove one")
     if path:
-        return _read(Path(path))
-    if inline is None:
+        return Found(_read(Path(path)), _besides(ENV_CONFIG_FILE, extra_config, environ))
+    if inline is not None:
+        return Found(parse(inline, ours), _besides(ours, extra_config, environ))
+    given = lmcache.find(extra_config, environ)
+    if given is None:
         raise ConfigError(
-            f"no configuration: set {ENV_CONFIG_FILE} to a file, or kv_connector_extra_config.{EXTRA_CONFIG_KEY} to "
-            'a mapping such as {"tiers": {"cpu": {"size": "8Gi"}}}'
+            f"no configuration: set {ENV_CONFIG_FILE} to a file, or {ours} to a mapping such as "
+            '{"tiers": {"cpu": {"size": "8Gi"}}}; LMCache\'s are read too: '
+            f"{lmcache.ENV_LMCACHE_FILE}, or variables such as LMCACHE_MAX_LOCAL_CPU_SIZE=8"
         )
-    return parse(inline, f"kv_connector_extra_config.{EXTRA_CONFIG_KEY}")
+    translation = lmcache.translate(given, environ, ranks)
+    return Found(parse(translation.content, f"{given.source}, in kvpool's words"), translation.lines, True)
+
+
+def _besides(ours: str, extra_config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Line, ...]:
+    """One line where LMCache's configuration is there as well. Its content does not matter, not even whether it can be read."""
+    present = lmcache.present(extra_config, environ)
+    return (Line(f"{ours} is used; LMCache's configuration ({present}) is not read"),) if present else ()
 
 
 def _read(path: Path) -> ConnectorConfig:

@@ -21,6 +21,7 @@ class _Running:
     """Of the remote store when the transfer began."""
     counted: bool = False
     """A failed load counts once, and not at all if its request is finished."""
+    failed: bool = False
 
 
 class Jobs:
@@ -87,8 +88,8 @@ class Jobs:
         self._load_of[req_id] = transfer.ticket
         return transfer
 
-    def end_load(self, req_id: str) -> None:
-        """All ranks ended the load; what failed was reported before, through :meth:`failed`."""
+    def end_load(self, req_id: str) -> bool:
+        """All ranks ended the load; what failed was reported before, through :meth:`failed`. Returns whether nothing did."""
         running = self._running.pop(self._load_of.pop(req_id))
         transfer = running.transfer
         fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
@@ -101,6 +102,7 @@ class Jobs:
         if fetched:
             self._lookups.waiting.changed()
             self._arrived(transfer, fetched, again=True)
+        return not running.failed
 
     def _arrived(self, transfer: Transfer, positions: Sequence[int], *, again: bool) -> int:
         """Rows are readable from now on: tell it, and let the lower tiers have what they lack. Returns how many there are."""
@@ -175,14 +177,17 @@ class Jobs:
         self._contents.note_evicted(evicted)
         return chosen, slots, compared
 
-    def end_store(self, keys: Collection[Key]) -> None:
-        """All ranks hold the bytes, or reported a failure before: readable from now on."""
+    def end_store(self, keys: Collection[Key]) -> int:
+        """All ranks hold the bytes, or reported a failure before: readable from now on. Returns how many are."""
+        stored = 0
         tickets = {self._store_of.pop(key) for key in keys}
         for ticket in tickets:  # one
             transfer = self._running.pop(ticket).transfer
             self._index.release(transfer.slots, State.READY)
             fresh = [position for position in range(len(transfer.keys)) if position not in transfer.compared]
-            self._contents.counts["chunks stored"] += self._arrived(transfer, fresh, again=False)
+            stored += self._arrived(transfer, fresh, again=False)
+        self._contents.counts["chunks stored"] += stored
+        return stored
 
     # ---- failures ----------------------------------------------------------------------------------------
 
@@ -193,6 +198,7 @@ class Jobs:
         if running is None:
             return
         transfer = running.transfer
+        running.failed = True
         disk_slots = dict(transfer.from_disk)
         for position in positions:
             self._contents.lose(transfer.keys[position], transfer.slots[position])

@@ -54,5 +54,31 @@ def blocks_per_chunk(
     return chunk_tokens // tokens
 
 
+def blocks_near_chunk(
+    block_bytes: int, tokens_per_block: Sequence[int], *, single_full_group: bool, chunk_tokens: int
+) -> tuple[int, str]:
+    """As :func:`blocks_per_chunk`, for a number of tokens that was chosen without knowing the model: the nearest that can be had.
+
+    Returns:
+        the blocks, and what to say if it is not the number asked for.
+    """
+    tokens = tokens_per_block[0]
+    wanted = chunk_tokens
+    if single_full_group and wanted % tokens:
+        wanted = max(wanted // tokens, 1) * tokens
+    try:
+        count = blocks_per_chunk(
+            block_bytes, tokens_per_block, single_full_group=single_full_group, chunk_tokens=wanted
+        )
+    except ConfigError:
+        return 1, (
+            f"chunks of {chunk_tokens} tokens cannot be had: this model has several KV groups or sliding windows, whose chunks "
+            f"are vLLM's blocks of {_listed(tokens_per_block)} tokens"
+        )
+    if wanted == chunk_tokens:
+        return count, ""
+    return count, f"chunks of {chunk_tokens} tokens are made {wanted}: a multiple of vLLM's block size of {tokens}"
+
+
 def _listed(tokens: Sequence[int]) -> str:
     return ", ".join(map(str, sorted(set(tokens))))

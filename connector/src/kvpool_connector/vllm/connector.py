@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.forward_context import ForwardContext
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
 
 logger = get_logger(__name__)
 
@@ -68,7 +70,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         ConfigError: configuration, weights or layout cannot be used; one message that names the setting to change. vLLM
             stops then, unless ``on_failure`` says otherwise: a pool that silently does nothing is a fault.
         """
-        prepare(vllm_config, kv_cache_config)
+        prepare(vllm_config, kv_cache_config, role)
         super().__init__(vllm_config, role, kv_cache_config)
 
     # ---- worker process, main thread ---------------------------------------------------------------------
@@ -96,6 +98,21 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         return KVPoolWorkerMetadata(stock.completed_jobs, stock.transfer_stats, reports)
 
     # ---- scheduler process, scheduler thread -------------------------------------------------------------
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        """The load begins here, and the log learns of what size it is."""
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        state = self.scheduler._req_status.get(request.request_id)  # 0 tokens: perhaps not tracked
+        on_device = 0 if state is None else state.num_locally_computed_tokens
+        self._manager.log.scheduled(request.request_id, num_external_tokens, on_device, request.num_prompt_tokens)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """The stock answer; the log learns how much there was to store."""
+        prompt_only = self.scheduler.config.offload_prompt_only
+        self._manager.log.ends(request.request_id, request.num_prompt_tokens if prompt_only else request.num_tokens)
+        return super().request_finished_all_groups(request, block_ids)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVPoolMetadata:
         """The stock jobs of this step, and our orders."""

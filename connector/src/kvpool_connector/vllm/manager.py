@@ -28,6 +28,7 @@ from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.build import build_pool
 from kvpool_connector.vllm.metrics import collect
+from kvpool_connector.vllm.request_log import RequestLog
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec
 
 logger = get_logger(__name__)
@@ -80,6 +81,7 @@ class KVPoolManager(OffloadingManager):
         self._identity = spec.identity
         self.pool = build_pool(spec)
         self.lookup = fast_lookup(self.pool)  # type: ignore[method-assign, assignment]
+        self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
         self._stats_at = 0.0
         self._step_began: tuple[float, int] | None = None
         logger.info("kvpool: %s", spec.describe())
@@ -94,11 +96,14 @@ class KVPoolManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """See :meth:`Jobs.begin_load`."""
-        return TransferSpec(self.pool.begin_load(list(keys), req_context.req_id), self._identity)
+        transfer = self.pool.begin_load(list(keys), req_context.req_id)
+        self.log.load_begins(req_context.req_id, transfer)
+        return TransferSpec(transfer, self._identity)
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """See :meth:`Jobs.end_load`."""
-        self.pool.end_load(req_context.req_id)
+        complete = self.pool.end_load(req_context.req_id)
+        self.log.load_ended(req_context.req_id, complete=complete)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """REQUEST_LEVEL: every chunk is offered to `prepare_store`, so what failed to load is stored again."""
@@ -107,6 +112,7 @@ class KVPoolManager(OffloadingManager):
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         """See :meth:`Jobs.begin_store`."""
         transfer = self.pool.begin_store(list(keys), req_context.req_id)
+        self.log.store_begins(req_context.req_id, len(transfer.keys))
         return PrepareStoreOutput(
             keys_to_store=[OffloadKey(key) for key in transfer.keys],
             store_spec=TransferSpec(transfer, self._identity),
@@ -115,7 +121,7 @@ class KVPoolManager(OffloadingManager):
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         """See :meth:`Jobs.end_store`. ``success`` is always True: failures come through :meth:`on_reports`."""
-        self.pool.end_store(keys)
+        self.log.store_ended(req_context.req_id, len(keys), self.pool.end_store(keys))
 
     def on_reports(self, reports: Reports) -> None:
         """Called by the connector before vLLM's code sees the completions of the same worker output."""
@@ -141,6 +147,7 @@ class KVPoolManager(OffloadingManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         """See :meth:`Pool.forget_request`."""
         self.pool.forget_request(req_context.req_id)
+        self.log.finished(req_context.req_id)
 
     def has_pending_work(self) -> bool:
         """Keep the engine stepping while spills run."""
@@ -164,6 +171,7 @@ class KVPoolManager(OffloadingManager):
     def reset_cache(self) -> None:
         """See :meth:`Pool.reset`. The remote store keeps its parts: other engines use them."""
         self.pool.reset()
+        self.log.reset()
 
     def shutdown(self) -> None:
         """End the threads of presence and journal."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
 
 from kvpool_connector import config as kvpool_config
 from kvpool_connector.config import ConfigError
+from kvpool_connector.config.lmcache import Line
 from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import support
-from kvpool_connector.vllm.chunks import blocks_per_chunk
+from kvpool_connector.vllm.chunks import blocks_near_chunk, blocks_per_chunk
 from kvpool_connector.vllm.facts import engine_facts
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
 
@@ -25,8 +28,11 @@ SPEC = {"spec_name": "KVPoolSpec", "spec_module_path": "kvpool_connector.vllm.sp
 """How vLLM's factory finds our spec."""
 
 
-def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVConnectorRole) -> None:
     """Leave our settings where vLLM's factory and our spec look for them.
+
+    Args:
+        role: the scheduler's half says where the configuration came from; the ranks read the same and are silent.
 
     Raises:
         ConfigError: configuration, weights or layout cannot be used; one message that names the setting to change.
@@ -38,24 +44,36 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         if key in extra and EXTRA_KEY not in extra:
             raise ConfigError(f"kv_connector_extra_config.{key}: use chunk_tokens in kvpool's configuration instead")
     extra.pop("blocks_per_chunk", None)  # ours, from an earlier call: vLLM builds two connectors from one configuration
-    if transfer.kv_load_failure_policy != "recompute":
-        logger.warning(
-            "kv_load_failure_policy is %r: a request whose load fails ends with an error; set it to 'recompute'",
-            transfer.kv_load_failure_policy,
+    ranks = vllm_config.parallel_config.world_size
+    found = kvpool_config.find(extra, ranks=ranks)
+    config, said = found.config, list(found.lines)
+    if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:
+        # Manifests for LMCache leave it at vLLM's default, which is an error for the user; the scheduler looks at it later.
+        transfer.kv_load_failure_policy = "recompute"
+    elif transfer.kv_load_failure_policy != "recompute":
+        said.append(
+            Line(
+                f"kv_load_failure_policy is {transfer.kv_load_failure_policy!r}: a request whose load fails ends with an error; "
+                "set it to 'recompute'",
+                warning=True,
+            )
         )
-    config = kvpool_config.load(extra)
     transfer.kv_connector_extra_config = extra
     support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
     groups = kv_cache_config.kv_cache_groups
     specs = [group.kv_cache_spec for group in groups]
     full = all(isinstance(spec, FullAttentionSpec | UniformTypeKVCacheSpecs) for spec in specs)
-    chunk_blocks = blocks_per_chunk(
-        offloading.worker_kv_bytes_per_block,
-        [group.tokens_per_block for group in offloading.groups],
-        single_full_group=len(groups) == 1 and full,
-        chunk_tokens=config.chunk_tokens,
-    )
+    geometry = offloading.worker_kv_bytes_per_block, [group.tokens_per_block for group in offloading.groups]
+    alone = len(groups) == 1 and full
+    if found.from_lmcache and config.chunk_tokens is not None:
+        chunk_blocks, but = blocks_near_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
+        if but:
+            said.append(Line(but, warning=True))
+    else:
+        chunk_blocks = blocks_per_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
+    for line in said if role is KVConnectorRole.SCHEDULER else ():
+        logger.log(logging.WARNING if line.warning else logging.INFO, "kvpool: %s", line.text)
     transfer.kv_connector_extra_config = (
         extra
         | SPEC

@@ -143,7 +143,7 @@ class Mover:
         for reason in failed.values():
             self.outbox.count(f"{kind} {reason}", 1)
         if transfer.kind is Kind.LOAD:
-            logger.info(
+            logger.debug(  # the scheduler's half says it for all ranks
                 "request %s: loaded %d of %d chunks (%d from disk, %d from the remote store), %.1f MB in %.0f ms",
                 transfer.req_id, total - len(failed), total, len(transfer.from_disk), len(transfer.from_remote),
                 nbytes / 1e6, seconds * 1e3,
