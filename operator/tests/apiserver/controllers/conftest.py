@@ -30,11 +30,10 @@ def _build(program: published.Published) -> Path:
 
 def _install(kubectl: Kubectl, crds: list[Path]) -> None:
     """CRDs, by server-side apply: they are too long for the annotation of the other kind."""
-    for file in crds:
-        kubectl("apply", "--server-side", "--force-conflicts", "-f", str(file))
-    kubectl(
-        "wait", "--for=condition=Established", *(word for file in crds for word in ("-f", str(file))), "--timeout=25s"
-    )
+    names = [kubectl("apply", "--server-side", "--force-conflicts", "-o", "name", "-f", str(file)) for file in crds]
+    wait = ["wait", "--for=condition=Established", "--timeout=10s", *(name.strip() for name in names)]
+    # kubectl takes a CRD without any condition for an error, not for one to wait for.
+    eventually(lambda: kubectl.run(*wait).returncode == 0, seconds=30, what="CRDs")
 
 
 def _admins_kubeconfig(kubectl: Kubectl, work: Path) -> Path:

@@ -1,8 +1,8 @@
 """Stands in for Ray's dashboards, of which there are none: no node runs the Pods.
 
 KubeRay's operator asks a RayCluster's dashboard for its Serve applications and gives it the RayService's configuration
-(``controllers/ray/utils/dashboardclient``, v1.6.0).  It comes here because this is its HTTP proxy.  A cluster runs at once what it is
-given; what was given is kept, to be looked at.
+(``controllers/ray/utils/dashboardclient``, v1.6.0).  It comes here because this is its HTTP proxy.  A cluster runs at once
+what it is given; what was given is kept, to be looked at.
 """
 
 from __future__ import annotations

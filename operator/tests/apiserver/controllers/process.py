@@ -19,7 +19,7 @@ class Controller:
 
     def __init__(self, work: Path, command: Sequence[str], health_port: int, environment: Mapping[str, str]) -> None:
         self._work, self._command = work, list(command)
-        self._url = f"http://127.0.0.1:{health_port}/readyz"
+        self._health_port = health_port
         self._environment = {**os.environ, **environment}
         self._runs = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,7 +45,7 @@ class Controller:
             assert self._process is not None
             assert self._process.poll() is None, f"it ended:\n{self.log[-5000:]}"
             try:
-                with urllib.request.urlopen(self._url, timeout=2) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._health_port}/readyz", timeout=2) as answer:
                     return bool(answer.status == 200)
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
