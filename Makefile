@@ -22,7 +22,7 @@ demo-engine: setup ## The six steps with vLLM and Redis alone: no Kubernetes, no
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-engine test-cluster test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-cluster test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -45,7 +45,10 @@ test-store: ## The connector against real Redis and Valkey
 	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow"
 test-apiserver: ## The operator against a real kube-apiserver
 	@tools/setup.sh dev servers
-	$(DEV)/pytest operator/tests/apiserver -m "not slow"
+	$(DEV)/pytest operator/tests/apiserver -m "not slow" --ignore operator/tests/apiserver/controllers
+test-controllers: ## InferenceServices and RayServices through KServe's and KubeRay's own controllers (built once: 10 minutes)
+	@tools/setup.sh dev
+	$(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-cluster: setup ## Pods on a real node (root)

@@ -170,9 +170,12 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
 
     # A worker that is made anew has the pool's present configuration.
     team("delete", "pod", pods(team)["worker"]["metadata"]["name"], "--wait=false", "--grace-period=0", "--force")
-    worker = eventually(
-        lambda: (now := pods(team)["worker"])["metadata"]["uid"] not in uids and now, what="a new worker"
-    )
+
+    def new_worker() -> dict[str, Any]:
+        found = pods(team)["worker"]
+        return found if found["metadata"]["uid"] not in uids else {}
+
+    worker = eventually(new_worker, seconds=30, what="a new worker")
     looks.assert_carries_the_cache(team, worker, "ray-worker", looks.config_hash(team))
     assert looks.container(worker, "ray-worker")["resources"]["limits"]["memory"] == "35Gi"
     assert clusters(team) == before
