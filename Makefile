@@ -22,7 +22,7 @@ demo-engine: setup ## The six steps with vLLM and Redis alone: no Kubernetes, no
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-cluster test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-cluster test-ray test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -53,6 +53,9 @@ test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
+test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)
+	@tools/setup.sh ray
+	$(DEV)/pytest e2e/tests/ray
 test-slow: setup ## What is too slow for every run
 	$(DEV)/pytest operator/tests connector/tests/unit connector/tests/store e2e/tests -m slow
 	$(ENGINE)/pytest connector/tests/engine -m slow
