@@ -39,7 +39,7 @@ class Ray:
     def __init__(self, folder: Path, config: Path) -> None:
         self._folder = folder
         # Below /tmp: Ray's sockets have long names, and a socket's path ends at 107 bytes.
-        self._temporary = tempfile.mkdtemp(prefix="kr-", dir="/tmp")  # noqa: S108
+        self._temporary = tempfile.mkdtemp(prefix="kr-", dir="/tmp")
         self._port, self.http = free_port(), free_port()
         self._cluster: subprocess.Popen[bytes] | None = None
         self._application: subprocess.Popen[bytes] | None = None
@@ -66,7 +66,13 @@ class Ray:
 
     def start(self) -> None:
         """The node. Ports of its agents are given, since a slow machine is not given the time to choose them."""
-        ports = ("metrics-export", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "ray-client-server")
+        ports = (
+            "metrics-export",
+            "dashboard-agent-listen",
+            "dashboard-agent-grpc",
+            "runtime-env-agent",
+            "ray-client-server",
+        )
         words = [word for name in (*ports, "dashboard") for word in (f"--{name}-port", str(free_port()))]
         self._cluster = self._run(
             "cluster", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "6", "--num-gpus", "0",
@@ -134,7 +140,7 @@ class Ray:
             process.wait(10)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        request = urllib.request.Request(  # noqa: S310
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.http}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
@@ -170,9 +176,6 @@ def test_a_second_replica_reads_what_the_first_one_computed(ray: Ray, store: Key
         def parts() -> int:
             return int(client.dbsize()) - sum(1 for _ in client.scan_iter("kvpool:identity:*", count=10_000))
 
-        def found() -> int:
-            return int(client.info("commandstats").get("cmdstat_get", {}).get("calls", 0))
-
         ray.serve()
         text = ray.complete(PROMPT)
         wait_until("blocks are in the store", lambda: parts() > 0, 60)
@@ -182,5 +185,5 @@ def test_a_second_replica_reads_what_the_first_one_computed(ray: Ray, store: Key
         stored, hits = parts(), int(client.info("stats")["keyspace_hits"])
         assert ray.complete(PROMPT) == text
         loaded = int(client.info("stats")["keyspace_hits"]) - hits
-        print(f"{stored} parts in the store, {loaded} of its keys were read by the second replica", found())  # noqa: T201
+        print(f"{stored} parts in the store; reads of the second replica that found something: {loaded}")
         assert loaded >= stored

@@ -30,6 +30,9 @@ EDITS: tuple[dict[str, Any], ...] = (
     {"tiers": {"cpu": {"size": "3Gi"}}, "connector": {"ttlSeconds": 120}},
 )
 
+pytestmark = pytest.mark.timeout(240, func_only=True)
+"""Controllers, API server and operator at once are slow on two cores that others use too."""
+
 
 def with_annotation() -> dict[str, Any]:
     """As it stands, with the pool named on it."""
@@ -56,7 +59,7 @@ def pods(kubectl: Kubectl, count: int = 2) -> list[dict[str, Any]]:
         found = [one for one in kubectl.list("pods", *PODS) if "deletionTimestamp" not in one["metadata"]]
         return found if len(found) == count else []
 
-    return eventually(look, seconds=30, what=f"{count} Pods of the InferenceService")
+    return eventually(look, seconds=60, what=f"{count} Pods of the InferenceService")
 
 
 def new_pods(kubectl: Kubectl) -> list[dict[str, Any]]:
@@ -68,7 +71,7 @@ def new_pods(kubectl: Kubectl) -> list[dict[str, Any]]:
         found = pods(kubectl)
         return found if not old & {one["metadata"]["uid"] for one in found} else []
 
-    return eventually(look, seconds=30, what="new Pods")
+    return eventually(look, seconds=60, what="new Pods")
 
 
 def state(kubectl: Kubectl) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def test_the_example_as_it_stands_is_refused_where_the_pool_says_so(team: Kubect
         events = [one for one in team.list("events") if one["reason"] == "FailedCreate"]
         return " ".join(one["message"] for one in events if "denied the request" in one["message"])
 
-    assert "spec.injection.conflictPolicy is Fail" in eventually(reason, seconds=30, what="an event of the ReplicaSet")
+    assert "spec.injection.conflictPolicy is Fail" in eventually(reason, seconds=60, what="an event of the ReplicaSet")
     assert not team.list("pods", *PODS)
 
 
@@ -165,7 +168,7 @@ def test_three_edits_of_the_pool_change_new_pods_and_nothing_else(team: Kubectl,
     kserve.end()
     kserve.start()
     again = f'"isvc":"{NAME}","namespace":"{team.namespace}"'
-    eventually(lambda: again in kserve.log.replace(": ", ":").replace(", ", ","), seconds=30, what="a reconciliation")
+    eventually(lambda: again in kserve.log.replace(": ", ":").replace(", ", ","), seconds=60, what="a reconciliation")
     assert state(team) == before
     assert {one["metadata"]["uid"] for one in pods(team)} == running
     drift = team.run("diff", "-f", "-", text=json.dumps(plain()))
@@ -174,6 +177,19 @@ def test_three_edits_of_the_pool_change_new_pods_and_nothing_else(team: Kubectl,
         looks.assert_carries_the_cache(team, pod, MAIN, looks.config_hash(team))
         assert looks.container(pod, MAIN)["resources"]["limits"]["memory"] == "27Gi"
     assert state(team) == before
+
+
+def test_the_connector_comes_by_an_init_container_behind_kserves_checks(team: Kubectl) -> None:
+    """PYTHONPATH is on the Pod alone: later versions of KServe refuse it on an InferenceService."""
+    team.apply_pool(looks.NAME, pool(injection={"delivery": "InitContainer"}))
+    team.apply(plain())
+    for pod in pods(team):
+        looks.assert_carries_the_cache(team, pod, MAIN, looks.config_hash(team))
+        assert [one["name"] for one in pod["spec"]["initContainers"]] == ["kvpool-payload"]
+        (path,) = [one["value"] for one in looks.container(pod, MAIN)["env"] if one["name"] == "PYTHONPATH"]
+        assert path in {one["mountPath"] for one in looks.container(pod, MAIN)["volumeMounts"]}
+    (deployment,) = team.list("deployments", *PODS)
+    assert "PYTHONPATH" not in json.dumps(deployment["spec"])
 
 
 def test_kserves_own_checks_are_on(team: Kubectl) -> None:
