@@ -33,7 +33,7 @@ example-cpu-offloading: setup ## examples/vllm/cpu_offloading.py without and wit
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-engine test-examples test-cluster test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-cluster test-ray test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -57,13 +57,19 @@ test-store: ## The connector against real Redis and Valkey
 	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow"
 test-apiserver: ## The operator against a real kube-apiserver
 	@tools/setup.sh dev servers
-	$(DEV)/pytest operator/tests/apiserver -m "not slow"
+	$(DEV)/pytest operator/tests/apiserver -m "not slow" --ignore operator/tests/apiserver/controllers
+test-controllers: ## InferenceServices and RayServices through KServe's and KubeRay's own controllers (built once: 10 minutes)
+	@tools/setup.sh dev
+	$(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
+test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)
+	@tools/setup.sh ray
+	$(DEV)/pytest e2e/tests/ray
 test-slow: setup ## What is too slow for every run
 	$(DEV)/pytest operator/tests connector/tests/unit connector/tests/store e2e/tests -m slow
 	$(ENGINE)/pytest connector/tests/engine -m slow

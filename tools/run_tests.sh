@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 log=$(mktemp -d)
 began=$SECONDS
 status=0
-for part in setup check test-unit test-store test-apiserver test-engine test-cluster; do
+for part in setup check test-unit test-store test-apiserver test-controllers test-engine test-cluster; do
   started=$SECONDS
   printf '\n==== make %s\n' "$part"
   if make --no-print-directory "$part" 2>&1 | tee "$log/$part"; then verdict=ok; else verdict=FAILED; status=1; fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Make what a target needs: `tools/setup.sh [dev] [engine] [servers] [lmcache]`.
+# Make what a target needs: `tools/setup.sh [dev] [engine] [servers] [lmcache] [ray]`.
 #
 #   dev      .venvs/dev      checks, tests and the harness; no vLLM
 #   engine   .venvs/engine   vLLM's CPU build, about 6 GB, kept in the cache
 #   lmcache  .venvs/lmcache  the same vLLM with LMCache, for the comparison of make bench-engine; about 7 GB, kept in the cache
+#   ray      .venvs/ray      Ray Serve over the engine's environment, for make test-ray; about 0.5 GB, kept in the cache
 #   servers  real stores for tests, none of them installed on the machine: redis-server (on the PATH, or unpacked from the
 #            distribution's package into the cache); lmcache_server and Mooncake, each a folder in the cache with one wheel and what
 #            it lacks, to be laid over the engine's environment by PYTHONPATH: .venvs/lmserver, .venvs/mooncake
@@ -66,6 +67,21 @@ with_vllm() {
 }
 
 engine() { with_vllm engine "vLLM's CPU build, about 6 GB,"; }
+
+# Over the engine's environment, which its packages shadow: they are the same versions.
+ray() {
+  engine
+  local home; home=$CACHE/ray-$(hash_of requirements/ray.txt requirements/engine.txt)
+  if [ ! -d "$home" ]; then
+    local work; work=$home.$$
+    say "Ray Serve into $home ($(grep -c '==' requirements/ray.txt) packages)"
+    uv venv -q --clear --relocatable --python "$PYTHON" "$work"
+    install "$work" --require-hashes -r requirements/ray.txt
+    readlink -f .venvs/engine/lib/python3.11/site-packages >"$work/lib/python3.11/site-packages/engine.pth"
+    mv -T "$work" "$home" 2>/dev/null || rm -rf "$work"  # someone else was first
+  fi
+  ln -sfnT "$home" .venvs/ray
+}
 
 lmcache() { with_vllm lmcache "LMCache with vLLM's CPU build, about 7 GB,"; }
 
@@ -135,6 +151,7 @@ for what in "${@:-dev}"; do
     engine) engine ;;
     servers) servers ;;
     lmcache) lmcache ;;
-    *) die "unknown part '$what': dev, engine, servers, lmcache" ;;
+    ray) ray ;;
+    *) die "unknown part '$what': dev, engine, servers, lmcache, ray" ;;
   esac
 done

@@ -76,12 +76,26 @@ def binaries(cache_folder: Path, progress: Progress) -> Path:
 
 
 def _build(go: Path, module: Path, output: Path) -> None:
-    env = {
+    build(go, module, output, linker_flags(kubernetes_version()))
+
+
+def build(go: Path, module: Path, output: Path, linker: str, package: str = ".") -> None:
+    """A static program from a package of the module in this folder, exactly as its go.mod and go.sum say.
+
+    Args:
+        linker: for `-ldflags`.
+        package: the path of the main package below the module.
+    """
+    flags = [*FLAGS, "-ldflags", linker, "-o", str(output)]
+    run(["nice", "-n", "5", go, "build", *flags, package], cwd=module, env=environment(go))
+
+
+def environment(go: Path) -> dict[str, str]:
+    """Variables under which a user's own settings of Go change nothing."""
+    return {
         "CGO_ENABLED": "0",
         "GOFLAGS": "",  # a user's -mod=mod would change go.sum
         "GOTOOLCHAIN": "local",  # never fetch another Go
         "GOWORK": "off",
         "PATH": f"{go.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    flags = [*FLAGS, "-ldflags", linker_flags(kubernetes_version()), "-o", str(output)]
-    run(["nice", "-n", "5", go, "build", *flags, "."], cwd=module, env=env)
