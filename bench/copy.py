@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.spread import quartiles, spread
 from e2e.demo.report import machine
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.worker.device.base import Chunk
@@ -71,12 +72,12 @@ def main() -> int:
     cases = [case for layout in LAYOUTS for case in measure(layout)]
     print(f"{'':48} {'device, GB/s':>22} {'memcpy, GB/s':>22} {'share':>18} {'n':>3}")
     for case in cases:
-        figures = (f"{_spread(case.device):>22} {_spread(case.memcpy):>22}", f"{_spread(case.shares):>18}")
+        figures = (f"{spread(case.device):>22} {spread(case.memcpy):>22}", f"{spread(case.shares):>18}")
         print(f"{case.name:48} {figures[0]} {figures[1]} {len(case.shares):3}")
     judged = [case for case in cases if case.judged]
     worst = min(judged, key=lambda case: statistics.median(case.shares))
-    share = {"n": len(worst.shares), "quartiles": _quartiles(worst.shares), "case": worst.name}
-    by_case = {case.name: {"n": len(case.shares), "quartiles": _quartiles(case.shares)} for case in cases}
+    share = {"n": len(worst.shares), "quartiles": quartiles(worst.shares), "case": worst.name}
+    by_case = {case.name: {"n": len(case.shares), "quartiles": quartiles(case.shares)} for case in cases}
     print(json.dumps({"copy_share": share, "cases": by_case, "machine": machine()}))
     return int(statistics.median(worst.shares) < GOAL)
 
@@ -121,15 +122,6 @@ def measure(layout: Layout) -> list[Case]:
         Case(f"{layout.name}, {name}", layout.judged, ours, theirs, [a / b for a, b in zip(ours, theirs, strict=True)])
         for name, (ours, theirs) in rates.items()
     ]
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return [round(value, 3) for value in statistics.quantiles(values, n=4)]
-
-
-def _spread(values: list[float]) -> str:
-    low, median, high = statistics.quantiles(values, n=4)
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 if __name__ == "__main__":

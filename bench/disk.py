@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.spread import quartiles, spread
 from e2e.demo.report import machine
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
@@ -39,8 +40,8 @@ def main() -> int:
         cases = [case for row_mib in ROW_MIB for case in _measure(Path(folder) / str(row_mib), row_mib)]
     print(f"{'':12} {'slab, GB/s':>22} {'plain loop, GB/s':>22} {'share':>22} {'n':>3}")
     for name, slab, plain, shares in cases:
-        print(f"{name:12} {_spread(slab):>22} {_spread(plain):>22} {_spread(shares):>22} {len(shares):3}")
-    figures = {name: {"n": len(shares), "quartiles": _quartiles(shares)} for name, _, _, shares in cases}
+        print(f"{name:12} {spread(slab):>22} {spread(plain):>22} {spread(shares):>22} {len(shares):3}")
+    figures = {name: {"n": len(shares), "quartiles": quartiles(shares)} for name, _, _, shares in cases}
     worst = min(figures, key=lambda name: statistics.median(_shares(cases, name)))
     print(json.dumps({"disk_share": {**figures[worst], "case": worst}, "cases": figures, "machine": machine()}))
     return int(statistics.median(_shares(cases, worst)) < GOAL)
@@ -106,15 +107,6 @@ def _all_hit(outcomes: list[Outcome]) -> None:
 
 def _shares(cases: list[_Case], wanted: str) -> list[float]:
     return next(shares for name, _, _, shares in cases if name == wanted)
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return [round(value, 3) for value in statistics.quantiles(values, n=4)]
-
-
-def _spread(values: list[float]) -> str:
-    low, median, high = statistics.quantiles(values, n=4)
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ class Reports:
 
     failed: dict[Ticket, set[int]] = dataclasses.field(default_factory=dict)
     """Positions in a transfer's keys that some rank could not read or write."""
+    lost: dict[Ticket, set[int]] = dataclasses.field(default_factory=dict)
+    """Those of them that failed for another reason than time: what a lower tier has of them is of no use."""
     differed: dict[Ticket, set[int]] = dataclasses.field(default_factory=dict)
     """Positions of a store whose row was compared and is not what was computed."""
     spilled: dict[Ticket, list[set[int]]] = dataclasses.field(default_factory=dict)
@@ -112,6 +114,7 @@ class Reports:
         """Both ranks' reports in a new object."""
         return Reports(
             _union(self.failed, other.failed),
+            _union(self.lost, other.lost),
             _union(self.differed, other.differed),
             {
                 ticket: self.spilled.get(ticket, []) + other.spilled.get(ticket, [])

@@ -149,23 +149,17 @@ class Engine:
         """No reference, no promise, no ticket, no queued write."""
         self.settle()
         pool = self.manager.pool
-        assert not pool._running
-        assert not pool._load_of
-        assert not pool._store_of
-        assert not pool._reserved
-        assert not pool._failed_loads
-        assert not pool._waiting
+        assert not pool.jobs._running
+        assert not pool.jobs._load_of
+        assert not pool.jobs._store_of
+        assert not pool.lookups.reserved
+        assert not pool.lookups.failed_loads
+        assert not pool.lookups.waiting
         assert not pool.spills.busy
         assert not any(pool.index._refs), "referenced slots"
         assert not any(pool.index._held_now), "promised slots"
         assert pool.index.free + len(pool.index) == pool.index.slots
         assert self.mover.idle
-
-
-def wait_for_store(manager: KVPoolManager) -> None:
-    """A request that comes before the store was first reached does not ask it, and computes."""
-    if manager.pool.store_reachable is not None:
-        wait_until("the store was reached", lambda: manager.pool.store_reachable)
 
 
 def record_jobs(worker: KVPoolWorker) -> list[tuple[Transfer, list[Chunk]]]:
@@ -213,7 +207,6 @@ def running(model: str, kvpool: dict[str, Any], **options: Any) -> Iterator[Engi
         core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         manager = core.scheduler.connector.connector_scheduler.manager
         assert isinstance(manager, KVPoolManager)
-        wait_for_store(manager)
         yield Engine(llm, worker, manager, record_jobs(worker))
     finally:
         llm.llm_engine.engine_core.shutdown()

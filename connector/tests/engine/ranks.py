@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from vllm import LLM, SamplingParams, TokensPrompt, envs
 
-from connector.tests.engine.harness import TINY, Engine, llm_with, record_jobs, wait_for_store
+from connector.tests.engine.harness import TINY, Engine, llm_with, record_jobs
 from kvpool_connector.transfer import Kind
 from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.worker import KVPoolWorker
@@ -45,7 +45,7 @@ class RankProbe:
 
     def probe_arena_bytes(self) -> int:
         """Of the rank's memory tier."""
-        arena = self._engine.mover._arena
+        arena = self._engine.mover._rows.arena
         return arena.slots * arena.row_bytes
 
     def probe_sources(self) -> dict[str, int]:
@@ -74,7 +74,6 @@ class Ranks:
         core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
         self.manager = core.scheduler.connector.connector_scheduler.manager
         assert isinstance(self.manager, KVPoolManager)
-        wait_for_store(self.manager)
         llm.collective_rpc("probe_start")
 
     def generate(self, prompt: TokensPrompt, tokens: int = 16) -> tuple[list[int], int]:

@@ -65,12 +65,12 @@ def test_a_flipped_bit_in_memory_is_a_miss(engine: Engine) -> None:
     engine.settle()
     whole = len(engine.chunks(Kind.STORE))
     engine.forget()
-    engine.mover._arena._rows[:, 5000] ^= 1
-    before = engine.mover.outcomes["load damaged"]
+    engine.mover._rows.arena._rows[:, 5000] ^= 1
+    before = engine.mover.outbox.outcomes["load damaged"]
     again, cached = engine.generate(prompt(2))
     assert again == text
-    assert cached == 0 or engine.mover.outcomes["get hit"] > 0  # computed, or fetched from Redis instead
-    assert engine.mover.outcomes["load damaged"] - before == whole
+    assert cached == 0 or engine.mover.outbox.outcomes["get hit"] > 0  # computed, or fetched from Redis instead
+    assert engine.mover.outbox.outcomes["load damaged"] - before == whole
     engine.settle()
     engine.forget()
     assert engine.generate(prompt(2)) == (text, whole * 128)
@@ -104,13 +104,13 @@ def test_redis_lost_and_back(engine: Engine, store: KeyValueServer) -> None:
     engine.settle()
     whole = len(engine.chunks(Kind.STORE))
     store.kill()
-    wait_until("the loss is noticed", lambda: not engine.manager.pool._presence.reachable)  # type: ignore[union-attr]
+    wait_until("the loss is noticed", lambda: not engine.manager.pool.contents.presence.reachable)  # type: ignore[union-attr]
     engine.forget()
     assert engine.generate(prompt(4)) == (text, whole * 128)  # from memory
     engine.settle()
 
     store.start()
-    wait_until("its return is noticed", lambda: engine.manager.pool._presence.reachable)  # type: ignore[union-attr]
+    wait_until("its return is noticed", lambda: engine.manager.pool.contents.presence.reachable)  # type: ignore[union-attr]
     engine.generate(prompt(4))
     engine.settle()
     with redis.Redis(port=store.port, password=store.password) as client:

@@ -60,7 +60,7 @@ def _begin_load(engine: Engine, number: int, store: KeyValueServer) -> str:
         store.pause()
         return lookups(keys, req_id)
 
-    engine.manager.pool.begin_load = begin_load  # type: ignore[method-assign, assignment]
+    engine.manager.pool.begin_load = begin_load  # type: ignore[assignment]
     core.add_request(request, prompt(number), SamplingParams(max_tokens=8, temperature=0))
     try:
         end = time.monotonic() + 10
@@ -68,7 +68,7 @@ def _begin_load(engine: Engine, number: int, store: KeyValueServer) -> str:
             core.step()
             assert time.monotonic() < end, "no load began"
     finally:
-        engine.manager.pool.begin_load = lookups  # type: ignore[method-assign]
+        engine.manager.pool.begin_load = lookups
     return request
 
 
@@ -89,7 +89,7 @@ def test_a_store_that_stops_in_mid_fetch_costs_its_deadline_and_no_more(engine: 
     finally:
         store.resume()
     assert answer == text
-    assert subject.mover.outcomes["load timeout"] >= 1
+    assert subject.mover.outbox.outcomes["load timeout"] >= 1
     subject.assert_nothing_is_left()
 
 

@@ -11,7 +11,6 @@ from vllm.distributed.kv_events import BlockRemoved, BlockStored
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 
 from connector.tests.engine.harness import Engine, prompt, running
-from kvpool_connector import format as part_format
 from kvpool_connector.transfer import Kind
 from kvpool_connector.vllm.metrics import BROKEN, DEFINITIONS, MISMATCH, STORED
 
@@ -65,10 +64,10 @@ def test_a_verified_hit_is_computed_and_compared(engine: Engine) -> None:
     engine.settle()
     whole = len(engine.chunks(Kind.STORE))
     engine.forget()
-    before = engine.mover.outcomes["verified"]
+    before = engine.mover.outbox.outcomes["verified"]
     assert engine.generate(prompt(1)) == (text, 0)
     engine.settle()
-    assert engine.mover.outcomes["verified"] - before == whole
+    assert engine.mover.outbox.outcomes["verified"] - before == whole
     assert not engine.manager.pool.broken
     engine.assert_nothing_is_left()
 
@@ -80,9 +79,8 @@ def test_a_wrong_block_with_a_right_checksum_closes_the_pool(engine: Engine) -> 
     engine.settle()
     pool, mover = engine.manager.pool, engine.mover
     key, slot = max(pool.index, key=lambda pair: pair[1])
-    payload = mover._payload(key, slot)
-    payload.view("float32")[::7] += 0.5
-    part_format.seal(mover._part(key, slot), mover._parts.identity, mover._parts.name(key))
+    mover._rows.payload(key, slot).view("float32")[::7] += 0.5
+    mover._rows.seal(key, slot)
 
     engine.forget()
     seen = _published(engine)

@@ -159,7 +159,7 @@ def test_a_rank_that_cannot_start_leaves_an_engine_without_the_cache(llama: str,
             assert text_of(llm) == (expected, 0)
             assert llm.reset_prefix_cache()
         assert "in use by pid" in pool.broken
-        assert not pool._running
+        assert not pool.jobs._running
         assert not len(pool.index)
     finally:
         llm.llm_engine.engine_core.shutdown()

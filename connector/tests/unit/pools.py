@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,8 @@ from connector.tests.unit.fakes import FakePresence
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.pool import Lookup, Lower, Pool
+from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import WritePolicy
 from kvpool_connector.scheduler.verify import Verification
@@ -103,11 +104,13 @@ class Rig:
         self.pool.end_step()
         return transfer
 
-    def loaded(self, *keys: bytes, req_id: str = "r", failed: set[int] | None = None) -> Transfer:
-        """From beginning to end."""
+    def loaded(
+        self, *keys: bytes, req_id: str = "r", failed: set[int] | None = None, late: Set[int] = frozenset()
+    ) -> Transfer:
+        """From beginning to end. ``late``: those of the failed ones that only came too late."""
         transfer = self.load(*keys, req_id=req_id)
         if failed:
-            self.pool.on_reports(Reports(failed={transfer.ticket: failed}))
+            self.pool.on_reports(Reports(failed={transfer.ticket: failed}, lost={transfer.ticket: failed - late}))
         self.pool.end_load(req_id)
         return transfer
 

@@ -15,8 +15,10 @@ from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Spill, Tier, Transfer
 from kvpool_connector.worker.device.base import Chunk, Row
 from kvpool_connector.worker.device.cpu import CpuDevice
+from kvpool_connector.worker.job import Done
 from kvpool_connector.worker.lower import Remote
-from kvpool_connector.worker.mover import Done, Mover, Parts
+from kvpool_connector.worker.mover import Mover
+from kvpool_connector.worker.rows import Parts
 from testkit.servers import wait_until
 
 IDENTITY = "00112233445566778899aabbccddeeff"
@@ -171,9 +173,9 @@ class Rank:
 
         def polled() -> bool:
             nonlocal reports
-            done.extend(self.mover.poll())
-            failed.update(self.mover.take_failed_requests())
-            reports = reports.merge(self.mover.take_reports())
+            done.extend(self.mover.outbox.poll())
+            failed.update(self.mover.outbox.take_failed_requests())
+            reports = reports.merge(self.mover.outbox.take_reports())
             return there(done, reports)
 
         wait_until(what, polled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -13,7 +12,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connector.tests.unit.limits import file_size_limit
 from kvpool_connector.config import ConfigError
 from kvpool_connector.tiers import journal as journal_module
 from kvpool_connector.tiers.journal import FILE, MAX_KEY_BYTES, RECORD_BYTES, Journal
@@ -66,17 +65,6 @@ def length(folder: Path) -> int:
     size = (folder / FILE).stat().st_size - HEADER
     assert size % RECORD_BYTES == 0
     return size // RECORD_BYTES
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """``ulimit -f``; Python ignores the signal that comes with it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---- what is found

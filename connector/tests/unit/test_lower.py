@@ -14,7 +14,8 @@ from connector.tests.unit.fakes import FakeStore
 from connector.tests.unit.rank import IDENTITY
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.slab import PAGE, Slab
-from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
+from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
+from kvpool_connector.worker.outbox import Outbox
 from testkit.servers import wait_until
 
 
@@ -31,22 +32,30 @@ class Rig:
     """Both tiers, and what they say."""
 
     def __init__(self, folder: Path) -> None:
-        self.ended, self.counts = Ended(), Counter[str]()
+        self.outbox = Outbox()
         self.data: dict[bytes, bytes] = {}
         self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
         self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
-        self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.ended, self._count)
-        self.disk = DiskParts(self.slab, self.ended, self._count)
+        self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.outbox)
+        self.disk = DiskParts(self.slab, self.outbox)
 
-    def _count(self, what: str, number: int) -> None:
-        self.counts[what] += number
+    @property
+    def counts(self) -> Counter[str]:
+        """What happened so far."""
+        self.outbox.poll()
+        return self.outbox.outcomes
+
+    def take(self) -> list[tuple[int, set[int]]]:
+        """Writes that ended since the last call."""
+        self.outbox.poll()
+        return [(ticket, missing) for ticket, (missing,) in self.outbox.take_reports().spilled.items()]
 
     def wait(self) -> list[tuple[int, set[int]]]:
         """The next ended writes."""
         ended: list[tuple[int, set[int]]] = []
 
         def taken() -> bool:
-            ended.extend(self.ended.take())
+            ended.extend(self.take())
             return bool(ended)
 
         wait_until("a write ends", taken)
@@ -124,7 +133,7 @@ def test_a_slab_that_raises_in_every_turn_is_reported_once(rig: Rig, monkeypatch
     monkeypatch.setattr(rig.slab, "write_from", write)
     rig.disk.write(7, range(20), [memoryview(bytearray(PAGE))] * 20)
     assert rig.wait() == [(7, set(range(20)))]
-    assert rig.ended.take() == []
+    assert rig.take() == []
 
 
 @pytest.mark.parametrize("tier", ["remote", "disk"])

@@ -13,7 +13,7 @@ from kvpool_connector.format import HEADER_BYTES
 from kvpool_connector.stores import Outcome
 from kvpool_connector.transfer import Kind, Tier, Transfer
 from kvpool_connector.worker.device.base import Chunk
-from kvpool_connector.worker.mover import Done
+from kvpool_connector.worker.job import Done
 from testkit.servers import wait_until
 
 
@@ -88,12 +88,12 @@ def test_a_failed_fetch_comes_with_its_completion(rank: Rank) -> None:
     before = [rank.content(chunk) for chunk in OTHERS]
     job = rank.load(range(5), OTHERS, remote=range(5))
     done: list[Done] = []
-    wait_until("the load ends", lambda: done or done.__iadd__(rank.mover.poll()))
+    wait_until("the load ends", lambda: done or done.__iadd__(rank.mover.outbox.poll()))
     assert [one.job_id for one in done] == [job]
-    assert rank.mover.take_failed_requests() == {f"r{job}"}
-    assert rank.mover.take_reports().failed == {100 + job: {1, 3}}
-    assert rank.mover.take_failed_requests() == set()
-    assert not rank.mover.take_reports().failed
+    assert rank.mover.outbox.take_failed_requests() == {f"r{job}"}
+    assert rank.mover.outbox.take_reports().failed == {100 + job: {1, 3}}
+    assert rank.mover.outbox.take_failed_requests() == set()
+    assert not rank.mover.outbox.take_reports().failed
     assert [rank.content(chunk) for chunk in OTHERS] == [before[n] if n in (1, 3) else stored[n] for n in range(5)]
 
 
@@ -126,7 +126,7 @@ def test_a_lost_store_fails_what_was_to_be_fetched(rank: Rank, outcome: Outcome)
     _, failed, reports = rank.ended(job := rank.load([0, 1], [small(5, 6), small(7, 8)], remote=[1]))
     assert (failed, reports.failed) == ({f"r{job}"}, {100 + job: {1}})
     assert rank.content(small(5, 6)) == stored
-    assert rank.mover.outcomes[f"load {outcome.value}"] == 1
+    assert rank.mover.outbox.outcomes[f"load {outcome.value}"] == 1
     assert rank.writer.called("delete") == []
 
 
@@ -152,7 +152,7 @@ def test_a_row_with_another_keys_bytes(alone: Rank) -> None:
     _, failed, reports = alone.ended(99)
     assert (failed, reports.failed) == ({"r"}, {7: {0}})
     assert alone.content(OTHERS[0]) == before
-    assert alone.mover.outcomes["load other name"] == 1
+    assert alone.mover.outbox.outcomes["load other name"] == 1
 
 
 def test_wait_blocks_until_the_jobs_left_kv_memory_alone(rank: Rank) -> None:
@@ -190,7 +190,7 @@ def test_a_recomputed_block_that_is_the_cached_one(alone: Rank) -> None:
     before = alone.row(0)
     _, _, reports = alone.ended(alone.store([0], [MIXED[0]], compared=[0]))
     assert (reports.differed, reports.failed, alone.row(0)) == ({}, {}, before)
-    assert alone.mover.outcomes["verified"] == 1
+    assert alone.mover.outbox.outcomes["verified"] == 1
 
 
 def test_a_recomputed_block_that_is_another_one(alone: Rank) -> None:

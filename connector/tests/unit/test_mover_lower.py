@@ -91,7 +91,7 @@ def test_the_budget_of_a_load_bounds_its_reads(rank: Rank) -> None:
     rank.stored_below(Tier.DISK, [0], [small(0, 1)])
     _, _, reports = rank.ended(job := rank.load([0], [small(4, 5)], disk=[0], fetch_s=0.0))
     assert reports.failed == {100 + job: {0}}
-    assert rank.mover.outcomes["load timeout"] == 1
+    assert rank.mover.outbox.outcomes["load timeout"] == 1
 
 
 def test_a_slow_fetch_holds_up_nobody_else(rank: Rank) -> None:
@@ -151,7 +151,7 @@ def test_the_mover_is_not_idle_before_a_spill_was_polled(rank: Rank) -> None:
     """vLLM must go on stepping until then."""
     rank.ended(rank.store([0], [small(0, 1)]))
     ticket = rank.spill(Tier.DISK, 0)
-    wait_until("it ended", lambda: not rank.mover._ended._ended.empty())
+    wait_until("it ended", lambda: not rank.mover.outbox._spilled.empty())
     assert not rank.mover.idle
     rank.spilled(ticket)
     assert rank.mover.idle
@@ -222,9 +222,9 @@ def test_errors_of_the_disk_are_counted(rank: Rank) -> None:
     assert rank.slab is not None
     rank.slab.errors["ENOSPC"] += 2
     rank.spilled(rank.spill(Tier.DISK, 0))
-    assert (rank.mover.outcomes["disk ENOSPC"], rank.mover.outcomes["disk write hit"]) == (2, 1)
+    assert (rank.mover.outbox.outcomes["disk ENOSPC"], rank.mover.outbox.outcomes["disk write hit"]) == (2, 1)
     rank.spilled(rank.spill(Tier.DISK, 0))
-    assert rank.mover.outcomes["disk ENOSPC"] == 2
+    assert rank.mover.outbox.outcomes["disk ENOSPC"] == 2
 
 
 # ---- how fast is a tier? ---------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_read_that_brought_nothing_says_nothing_about_speed(rank: Rank, outcom
     rank.reader.outcome = outcome
     rank.probe(Tier.REMOTE, 0)
     _, _, reports = rank.ended(rank.load([0], [small(0, 1)], remote=[0]))
-    assert rank.until("counts", lambda _, __: rank.mover.outcomes[f"get {outcome.value}"] == 2)[2].samples == []
+    assert rank.until("counts", lambda _, __: rank.mover.outbox.outcomes[f"get {outcome.value}"] == 2)[2].samples == []
     assert reports.samples == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connector.tests.unit.pools import HIT, KEYS, MISS, PENDING, RETRY, Make
-from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS
+from kvpool_connector.scheduler.lookups import MAX_FAILED_LOADS
 from kvpool_connector.tiers.slots import State
 from kvpool_connector.transfer import Kind, Reports, Tier
 
@@ -114,7 +114,7 @@ def test_an_empty_store_leaves_nothing_behind(rig: Make) -> None:
     it = rig()
     it.stored(A, B)
     assert it.pool.begin_store([A, B], "w").keys == ()
-    assert (it.pool._running, it.references, it.pool.busy) == ({}, 0, False)
+    assert (it.pool.jobs._running, it.references, it.pool.busy) == ({}, 0, False)
 
 
 @pytest.mark.parametrize("failing_first", [True, False])
@@ -170,7 +170,7 @@ def test_a_promise_that_no_load_takes_up_lapses(rig: Make) -> None:
     it.pool.forget_request("r")
     assert it.index.free == 0
     it.step()
-    assert (it.index.free, it.pool._reserved) == (1, {})
+    assert (it.index.free, it.pool.lookups.reserved) == (1, {})
 
 
 def test_an_unreachable_store_is_a_miss_at_once(rig: Make) -> None:
@@ -256,7 +256,7 @@ def test_a_failure_after_the_request_is_forgotten_with_it(rig: Make) -> None:
     it.pool.on_reports(Reports(failed={load.ticket: {0}}))
     it.pool.end_load("r")
     it.pool.end_step()
-    assert (it.pool._failed_loads, it.references, it.pool.exceptional) == ({}, 0, False)
+    assert (it.pool.lookups.failed_loads, it.references, it.pool.lookups.exceptional) == ({}, 0, False)
 
 
 # ---- life cycle --------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_reset_forgets_all_keys_and_what_runs(rig: Make) -> None:
     it.changes()
     it.pool.reset()
     assert it.changes() == [(MEMORY, "removed", (A,))]
-    assert (len(it.index), it.index.free, it.pool._running) == (0, 3, {})
+    assert (len(it.index), it.index.free, it.pool.jobs._running) == (0, 3, {})
     new = it.stored(A, B, C)
     assert sorted(new.slots) == [0, 1, 2]
     it.pool.on_reports(Reports(failed={load.ticket: {0}, store.ticket: {0}}))

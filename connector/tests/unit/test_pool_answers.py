@@ -199,10 +199,10 @@ def test_a_finished_request_waits_no_longer(rig: Make) -> None:
     it = rig(remote=True)
     it.presence.hung = True
     assert it.pool.lookup(A, "r") is RETRY
-    assert it.pool.exceptional
+    assert it.pool.lookups.exceptional
     it.pool.forget_request("r")
     it.step()
-    assert not it.pool.exceptional
+    assert not it.pool.lookups.exceptional
 
 
 # ---- verification --------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_a_block_is_compared_by_one_request_at_a_time(rig: Make) -> None:
     assert (first.keys, second.keys) == ((A, B), (C,))
     it.pool.end_store(first.keys)
     it.pool.end_store(second.keys)
-    assert (it.references, it.pool._running) == (0, {})
+    assert (it.references, it.pool.jobs._running) == (0, {})
 
 
 def test_a_block_that_is_compared_makes_no_room_for_its_own_chain(rig: Make) -> None:
@@ -313,7 +313,7 @@ def test_a_broken_rank_closes_the_pool_down_until_a_reset(
     assert it.settle() == []
     it.pool.reset()
     it.step()
-    assert (it.pool.broken, it.pool.exceptional) == ("", False)
+    assert (it.pool.broken, it.pool.lookups.exceptional) == ("", False)
     it.stored(A)
     assert it.pool.lookup(A, "r") is HIT
 
@@ -329,4 +329,4 @@ def test_what_runs_ends_in_a_closed_pool(rig: Make) -> None:
     it.pool.end_load("r")
     it.pool.end_store(store.keys)
     it.report(spill)
-    assert (it.references, it.pool._running, it.settle()) == (0, {}, [])
+    assert (it.references, it.pool.jobs._running, it.settle()) == (0, {}, [])

@@ -23,7 +23,8 @@ from connector.tests.unit.fakes import FakePresence
 from connector.tests.unit.pools import CHUNK_BYTES, CHUNK_TOKENS, HIT, PENDING, RETRY, Clock, disk_index
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.pool import MAX_FAILED_LOADS, Lower, Pool
+from kvpool_connector.scheduler.lookups import MAX_FAILED_LOADS
+from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import WritePolicy
 from kvpool_connector.scheduler.verify import Verification
@@ -91,9 +92,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.jobs: list[Job] = []
         self.in_memory: Content = {}
         self.failed_loads: Counter[int] = Counter()
-        self.announced: dict[Tier, set[bytes]] = {
-            Tier.MEMORY: set(), Tier.DISK: {key for key, _ in self.disk._index}, Tier.REMOTE: set()
-        }  # fmt: skip
+        self.announced: dict[Tier, set[bytes]] = {tier: set() for tier in Tier}
 
     def teardown(self) -> None:
         """Everything ends: nothing is left."""
@@ -104,8 +103,8 @@ class PoolMachine(RuleBasedStateMachine):
             for job in list(self.jobs):
                 self.deliver([(job, set())])
             self.step()
-        assert (self.pool._running, self.pool._load_of, self.pool._store_of) == ({}, {}, {})
-        assert (self.pool.busy, self.pool.spills.pinned, self.pool._reserved) == (False, 0, {})
+        assert (self.pool.jobs._running, self.pool.jobs._load_of, self.pool.jobs._store_of) == ({}, {}, {})
+        assert (self.pool.busy, self.pool.spills.pinned, self.pool.lookups.reserved) == (False, 0, {})
         for index in (self.pool.index, self.disk._index):
             assert not any(index._refs)
             assert index.free == index.slots - len(index)
@@ -229,7 +228,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert [self.in_memory[slot] for slot in job.work.slots] == list(job.work.keys), "changed under a spill"
                 reports = reports.merge(Reports(spilled={job.work.ticket: [failed]}))
             elif failed:
-                reports = reports.merge(Reports(failed={job.work.ticket: failed}))
+                reports = reports.merge(Reports(failed={job.work.ticket: failed}, lost={job.work.ticket: failed}))
                 self.count_failure(job)
             if not job.running:
                 completed.append(job)
@@ -375,12 +374,12 @@ class PoolMachine(RuleBasedStateMachine):
             return
         spills = {job.work.ticket: job.old for job in self.jobs if isinstance(job.work, Spill)}
         transfers = self.live(Kind.LOAD) + self.live(Kind.STORE)
-        assert self.pool._running.keys() == {job.work.ticket for job in transfers}
-        assert self.pool._load_of == {str(job.request): job.work.ticket for job in self.live(Kind.LOAD)}
+        assert self.pool.jobs._running.keys() == {job.work.ticket for job in transfers}
+        assert self.pool.jobs._load_of == {str(job.request): job.work.ticket for job in self.live(Kind.LOAD)}
         assert {ticket: self.pool.spills.is_stale(ticket) for ticket in self.pool.spills._running} == spills
-        waiting = any(self.pool.spills._waiting) or bool(self.pool._probes)
+        waiting = any(self.pool.spills._waiting) or bool(self.pool.lookups.probes)
         assert self.pool.busy is (bool(spills) or waiting)
-        assert self.pool._failed_loads == {str(request): n for request, n in self.failed_loads.items() if n}
+        assert self.pool.lookups.failed_loads == {str(request): n for request, n in self.failed_loads.items() if n}
 
 
 TestPool = PoolMachine.TestCase

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from connector.tests.unit.fakes import FakePresence
-from connector.tests.unit.pools import HIT, KEYS, MISS, PENDING, Make
+from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, Make
 from kvpool_connector.scheduler.spills import BATCH
-from kvpool_connector.transfer import Reports, Tier
+from kvpool_connector.transfer import Reports, Sample, Tier
 
 A, B, C, D, E, F = KEYS[:6]
 MEMORY, DISK, REMOTE = Tier.MEMORY, Tier.DISK, Tier.REMOTE
@@ -89,6 +89,16 @@ def test_a_promise_of_the_disk_holds_for_the_step(rig: Make, tmp_path: Path) -> 
     it.step()
     assert it.disk.begin_write([B]) == ([0], [A])
     assert (it.index.free, A in it.disk) == (4, False)
+
+
+def test_a_late_read_of_the_disk_keeps_the_part(rig: Make, tmp_path: Path) -> None:
+    """The disk was slow, its part is good: the next request may have it. Memory has nothing."""
+    it = rig(tmp_path)
+    it.only_below(A)
+    it.loaded(A, failed={0}, late={0})
+    assert it.disk is not None
+    assert (A in it.disk, A in dict(it.index), it.references) == (True, False, 0)
+    assert it.load(A, req_id="next").from_disk
 
 
 def test_a_failed_read_of_the_disk_forgets_the_part(rig: Make, tmp_path: Path) -> None:
@@ -354,3 +364,23 @@ def test_a_store_that_is_full_for_one_rank(rig: Make) -> None:
     (spill,) = it.step().spills
     it.pool.on_reports(Reports(spilled={spill.ticket: [{0}, set()]}))
     assert [presence.ask(key) for key in (A, B)] == [None, True]
+
+
+def test_a_slow_disk_does_not_hide_the_store(rig: Make, tmp_path: Path) -> None:
+    """A closed tier is skipped, not the end of the search."""
+    it = rig(tmp_path, measured=True, remote=True)
+    it.only_below(A)
+    it.presence.remote.add(A)
+    it.admission.computed(64 * 64, 64 * 0.002)
+    for tier, seconds in ((Tier.DISK, 0.01), (Tier.REMOTE, 0.0001)):
+        it.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, seconds)]))
+    transfer = it.load(A)
+    assert (transfer.from_disk, transfer.from_remote) == ((), (0,))
+
+
+def test_what_was_recovered_is_announced(rig: Make, tmp_path: Path) -> None:
+    """A router that follows the events would otherwise send its prompts elsewhere."""
+    it = rig(tmp_path)
+    it.only_below(A)
+    it.pool.close()
+    assert rig(tmp_path).changes() == [(Tier.DISK, "stored", (A,))]

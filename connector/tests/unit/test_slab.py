@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connector.tests.unit.limits import file_size_limit
 from kvpool_connector.config import ConfigError
 from kvpool_connector.format import HEADER_BYTES, Verdict, check, part_name, seal
 from kvpool_connector.stores import Outcome
@@ -104,17 +104,6 @@ def another_file(slab: Slab, path: str) -> Iterator[None]:
         os.dup2(saved, slab._fd)
         os.close(saved)
         os.close(other)
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """``ulimit -f``; Python ignores the signal that comes with it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---- reads and writes

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kvpool_connector.config import parse
+from kvpool_connector.config import RedisRemote, parse
 
 from .conftest import Operator, decoded
 from .kubectl import Kubectl, eventually
@@ -80,7 +80,7 @@ def test_pods_get_past_pod_security_restricted(quickstart: Kubectl) -> None:
 def test_the_connectors_configuration_can_be_read_by_the_connector(quickstart: Kubectl) -> None:
     data = quickstart.must_get("configmap", "quickstart-connector")["data"]
     config = parse(yaml.safe_load(data["kvpool.yaml"]), "ConfigMap")
-    assert config.remote is not None
+    assert isinstance(config.remote, RedisRemote)
     assert config.remote.host == f"quickstart-store.{quickstart.namespace}.svc.cluster.local"
 
 

@@ -82,13 +82,13 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Completed loads, and which of them failed. One poll of the mover feeds both."""
         results = super().get_transfer_results(finished_req_ids)
-        results.failed_recving |= self._worker.mover.take_failed_requests()
+        results.failed_recving |= self._worker.mover.outbox.take_failed_requests()
         return results
 
     def build_connector_worker_meta(self) -> KVPoolWorkerMetadata | None:
         """Called after `get_transfer_results` in the same step, so a failure travels with its completion."""
         stock = super().build_connector_worker_meta()
-        reports = self._worker.mover.take_reports()
+        reports = self._worker.mover.outbox.take_reports()
         if stock is None:
             if not reports:
                 return None

@@ -57,7 +57,14 @@ def _continues(vllm_config: VllmConfig) -> bool:
         chosen = kvpool_config.load(extra).on_failure
     except ValueError:
         chosen = "stop"
-    return "continue" in (chosen, os.environ.get(ENV_ON_FAILURE), extra.get("on_failure"))
+    asked = {
+        ENV_ON_FAILURE: os.environ.get(ENV_ON_FAILURE),
+        "kv_connector_extra_config.on_failure": extra.get("on_failure"),
+    }
+    for where, word in asked.items():
+        if word not in (None, "stop", "continue"):
+            logger.warning("%s=%r counts as 'stop': set it to 'stop' or 'continue'", where, word)
+    return "continue" in (chosen, *asked.values())
 
 
 class InertConnector(KVConnectorBase_V1, SupportsHMA):

@@ -23,7 +23,8 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.scheduler.pool import Lookup, Pool
+from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.build import build_pool
 from kvpool_connector.vllm.metrics import collect
@@ -56,11 +57,12 @@ def fast_lookup(pool: Pool) -> Callable[[OffloadKey, ReqContext], LookupResult]:
 
     vLLM asks for each key of a prompt, up to 8000 times, and a call of a method on the way costs as much as the answer.
     """
-    find, good, promised, lookup, hit = pool.index.find, pool.index.good, pool.promised, pool.lookup, LookupResult.HIT
+    lookups, find, good, hit = pool.lookups, pool.index.find, pool.index.good, LookupResult.HIT
+    promised, lookup = lookups.promised, lookups.lookup
 
     def look_up(key: OffloadKey, req_context: ReqContext) -> LookupResult:
         slot = find(key)
-        if slot is not None and good[slot] and not pool.exceptional:
+        if slot is not None and good[slot] and not lookups.exceptional:
             promised.append(slot)
             return hit
         return _BY_NUMBER[lookup(key, req_context.req_id)]
@@ -83,7 +85,7 @@ class KVPoolManager(OffloadingManager):
         logger.info("kvpool: %s", spec.describe())
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """See :meth:`Pool.lookup`; every instance has :func:`fast_lookup` in its place."""
+        """See :meth:`Lookups.lookup`; every instance has :func:`fast_lookup` in its place."""
         return _BY_NUMBER[self.pool.lookup(key, req_context.req_id)]
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
@@ -91,11 +93,11 @@ class KVPoolManager(OffloadingManager):
         return _SOURCES[self.pool.tier_of(key)]
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
-        """See :meth:`Pool.begin_load`."""
+        """See :meth:`Jobs.begin_load`."""
         return TransferSpec(self.pool.begin_load(list(keys), req_context.req_id), self._identity)
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        """See :meth:`Pool.end_load`."""
+        """See :meth:`Jobs.end_load`."""
         self.pool.end_load(req_context.req_id)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -103,7 +105,7 @@ class KVPoolManager(OffloadingManager):
         return RequestOffloadingContext(policy=OffloadPolicy.REQUEST_LEVEL)
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
-        """See :meth:`Pool.begin_store`."""
+        """See :meth:`Jobs.begin_store`."""
         transfer = self.pool.begin_store(list(keys), req_context.req_id)
         return PrepareStoreOutput(
             keys_to_store=[OffloadKey(key) for key in transfer.keys],
@@ -112,7 +114,7 @@ class KVPoolManager(OffloadingManager):
         )
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
-        """See :meth:`Pool.end_store`. ``success`` is always True: failures come through :meth:`on_reports`."""
+        """See :meth:`Jobs.end_store`. ``success`` is always True: failures come through :meth:`on_reports`."""
         self.pool.end_store(keys)
 
     def on_reports(self, reports: Reports) -> None:

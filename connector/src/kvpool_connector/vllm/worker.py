@@ -19,8 +19,9 @@ from kvpool_connector.vllm.spec import SPARE_ROWS, KVPoolSpec, TransferSpec, dev
 from kvpool_connector.worker.device.base import Chunk, Device, Page
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.lower import Remote
-from kvpool_connector.worker.mover import Mover, Parts
+from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.null import NullMover
+from kvpool_connector.worker.rows import Parts
 
 logger = get_logger(__name__)
 
@@ -52,7 +53,7 @@ class KVPoolWorker(OffloadingWorker):
 
     def get_finished(self) -> list[TransferResult]:
         """Ended jobs, as successes."""
-        return [TransferResult(done.job_id, True, done.nbytes, done.seconds) for done in self.mover.poll()]
+        return [TransferResult(done.job_id, True, done.nbytes, done.seconds) for done in self.mover.outbox.poll()]
 
     def wait(self, job_ids: set[int]) -> None:
         """Until these jobs left KV memory alone."""

@@ -7,40 +7,20 @@ once, whatever happened, because until then the scheduler keeps its rows pinned.
 from __future__ import annotations
 
 import dataclasses
-import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome, Store
 from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Ticket
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
+from kvpool_connector.worker.outbox import Outbox
 
 logger = get_logger(__name__)
 
-Count = Callable[[str, int], None]
-"""Takes what happened to how many parts; called from any thread."""
 _SLAB_BATCH = 8
 """Rows of one turn of the disk lane, so that a read waits for no more than one such write."""
-
-
-class Ended:
-    """Ended writes on their way to vLLM's thread."""
-
-    def __init__(self) -> None:
-        self._ended: queue.SimpleQueue[tuple[Ticket, set[int]]] = queue.SimpleQueue()
-
-    def add(self, ticket: Ticket, missing: set[int]) -> None:
-        """A write ended; these positions are not in the tier."""
-        self._ended.put((ticket, missing))
-
-    def take(self) -> list[tuple[Ticket, set[int]]]:
-        """Writes that ended since the last call."""
-        ended = []
-        while not self._ended.empty():
-            ended.append(self._ended.get())
-        return ended
 
 
 def _missing(outcomes: Sequence[Outcome]) -> set[int]:
@@ -60,9 +40,9 @@ class Remote:
 class RemoteParts:
     """One reader and one writer connection, each on its lane."""
 
-    def __init__(self, remote: Remote, ended: Ended, count: Count) -> None:
+    def __init__(self, remote: Remote, outbox: Outbox) -> None:
         """Connects at once: the first load should not wait for name and handshake."""
-        self._remote, self._ended, self._count, self._dropping = remote, ended, count, False
+        self._remote, self._outbox, self._dropping = remote, outbox, False
         self.read_lane, self._write_lane = Lane("read"), Lane("write")
         self.read_lane.run(lambda: self._greet(remote.reader))
         self._write_lane.run(lambda: self._greet(remote.writer))
@@ -71,7 +51,7 @@ class RemoteParts:
         """Fill parts. On the read lane only."""
         outcomes = self._remote.reader.get_into(names, parts, deadline)
         for outcome in outcomes:
-            self._count(f"get {outcome.value}", 1)
+            self._outbox.count(f"get {outcome.value}", 1)
         return outcomes
 
     def write(self, ticket: Ticket, names: Sequence[bytes], parts: Sequence[memoryview]) -> None:
@@ -106,7 +86,7 @@ class RemoteParts:
         except Exception:
             logger.exception("a write to the remote store failed")
         finally:
-            self._ended.add(ticket, missing)
+            self._outbox.spilled(ticket, missing)
 
     def _write_absent(self, names: Sequence[bytes], parts: Sequence[memoryview]) -> list[Outcome]:
         """Put the parts that the store does not have yet: another engine may have been first."""
@@ -116,26 +96,26 @@ class RemoteParts:
         put = self._remote.writer.put_from([names[p] for p in absent], [parts[p] for p in absent], deadline)
         for position, outcome in zip(absent, put, strict=True):
             outcomes[position] = outcome
-            self._count(f"put {outcome.value}", 1)
+            self._outbox.count(f"put {outcome.value}", 1)
         return outcomes
 
     def _remove(self, name: bytes) -> None:
         (outcome,) = self._remote.writer.delete([name], time.monotonic() + self._remote.put_s)
-        self._count(f"delete {outcome.value}", 1)
+        self._outbox.count(f"delete {outcome.value}", 1)
 
 
 class DiskParts:
     """One lane for reads and writes of the slab; reads go first."""
 
-    def __init__(self, slab: Slab, ended: Ended, count: Count) -> None:
-        self._slab, self._ended, self._count, self._dropping = slab, ended, count, False
+    def __init__(self, slab: Slab, outbox: Outbox) -> None:
+        self._slab, self._outbox, self._dropping = slab, outbox, False
         self.read_lane = Lane("disk")
 
     def get(self, slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """Fill whole rows. On the lane only."""
         outcomes = self._slab.read_into(slots, rows, deadline)
         for outcome in outcomes:
-            self._count(f"disk read {outcome.value}", 1)
+            self._outbox.count(f"disk read {outcome.value}", 1)
         self._count_errors()
         return outcomes
 
@@ -152,13 +132,13 @@ class DiskParts:
                     outcomes = self._slab.write_from(slots[start:end], rows[start:end], float("inf"))
                     lost = _missing(outcomes)
                     for outcome in outcomes:
-                        self._count(f"disk write {outcome.value}", 1)
+                        self._outbox.count(f"disk write {outcome.value}", 1)
                     self._count_errors()
             except Exception:
                 logger.exception("a write to the disk failed")
             missing.update(start + position for position in lost)
             if start == starts[-1]:
-                self._ended.add(ticket, missing)
+                self._outbox.spilled(ticket, missing)
 
         for start in starts:
             self.read_lane.run(lambda start=start: turn(start), NORMAL)  # type: ignore[misc]
@@ -176,5 +156,5 @@ class DiskParts:
 
     def _count_errors(self) -> None:
         for name, number in self._slab.errors.items():
-            self._count(f"disk {name}", number)
+            self._outbox.count(f"disk {name}", number)
         self._slab.errors.clear()

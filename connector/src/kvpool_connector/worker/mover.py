@@ -2,10 +2,8 @@
 
 Threads, and what they own:
 
-- vLLM's thread: ``store``, ``load``, ``order``, ``poll``, ``take_reports``, ``wait``. It queues and polls, and never waits but
-  in ``wait``.
-- *copy* lane: the only one that touches KV memory; also seals and checks parts. A copy is short and never abandoned,
-  because it reads or writes blocks that vLLM holds for it. Loads go before stores.
+- vLLM's thread: ``store``, ``load``, ``order``, ``wait``, and the outbox. It queues and polls, and never waits but in ``wait``.
+- *copy* lane: the only one that touches KV memory; also seals and checks parts (`Copier`). Loads go before stores.
 - lanes of the lower tiers: see :mod:`kvpool_connector.worker.lower`. A fetch ends by its deadline whatever the tier does.
 
 A load passes through up to three stages: slab to rows, store to rows, rows to KV memory. A row belongs to whoever the
@@ -15,66 +13,28 @@ once, and always as a success for vLLM, which asserts that; what failed travels 
 
 from __future__ import annotations
 
-import dataclasses
-import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from kvpool_connector import format as part_format
-from kvpool_connector.format import Verdict
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.tiers.slab import Slab
-from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Sample, Spill, Tier, Transfer
-from kvpool_connector.worker.device.base import Chunk, Device, Row
-from kvpool_connector.worker.differ import differs
+from kvpool_connector.transfer import Kind, Orders, Probe, Sample, Spill, Tier, Transfer
+from kvpool_connector.worker.copier import Copier
+from kvpool_connector.worker.device.base import Chunk, Device
+from kvpool_connector.worker.job import Done, Job
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
-from kvpool_connector.worker.lower import DiskParts, Ended, Remote, RemoteParts
+from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
+from kvpool_connector.worker.outbox import Outbox
+from kvpool_connector.worker.rows import Parts, Rows
 
 logger = get_logger(__name__)
 
 CLOSE_S = 5.0
 """For the end of all lanes together."""
-
-
-@dataclasses.dataclass(slots=True)
-class Job:
-    """One transfer on its way through the lanes."""
-
-    job_id: int
-    transfer: Transfer
-    chunks: Sequence[Chunk]
-    fence: object
-    started: float
-    failed: dict[int, str] = dataclasses.field(default_factory=dict)
-    """Position in the transfer's keys, and why."""
-    differed: set[int] = dataclasses.field(default_factory=set)
-    ended: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Done:
-    """A finished job, for vLLM's statistics."""
-
-    job_id: int
-    nbytes: int
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
-    """What a part is called and how large it is."""
-
-    identity: str
-    name: Callable[[bytes], bytes]
-    """The name of this rank's part of a key, in the remote store and in headers."""
-    payload_bytes: Callable[[bytes], int]
-    """Bytes behind the header of a key's part."""
-    dtype: str = ""
-    """KV memory's type, for comparisons."""
 
 
 class Mover:
@@ -84,23 +44,16 @@ class Mover:
         self, *, device: Device, arena: Arena, parts: Parts, slab: Slab | None = None, remote: Remote | None = None
     ) -> None:
         """Args:
-        arena: two rows more than the scheduler has slots: for comparisons and for probes.
+        arena: two rows more than the scheduler has slots, see `Rows`.
         """
-        self._device, self._arena, self._parts = device, arena, parts
-        self._compared, self._probed = arena.slots - 1, arena.slots - 2
+        self.outbox = Outbox()
+        self._device, self._rows = device, Rows(arena, parts)
         self._in_flight: set[int] = set()
         self._idle = threading.Condition()  # guards _in_flight
-        self._done: queue.SimpleQueue[tuple[Job, Done]] = queue.SimpleQueue()
-        self._samples: queue.SimpleQueue[Sample] = queue.SimpleQueue()
-        self._counted: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-        self._reports = Reports()  # vLLM's thread only
-        self._failed_requests: set[str] = set()  # vLLM's thread only
-        self.outcomes: Counter[str] = Counter()
-        """What happened to parts so far ("load ok", "get timeout", ...), as of the last poll."""
-        self._ended, self._spills_running = Ended(), 0
         self._copy = Lane("copy")
-        self._disk = DiskParts(slab, self._ended, self._count) if slab is not None else None
-        self._remote = RemoteParts(remote, self._ended, self._count) if remote is not None else None
+        self._copier = Copier(device, self._rows, self.outbox.count)
+        self._disk = DiskParts(slab, self.outbox) if slab is not None else None
+        self._remote = RemoteParts(remote, self.outbox) if remote is not None else None
         self._longest_s = (remote.fetch_s + remote.put_s if remote is not None else 0.0) + 5.0
 
     # ---- vLLM's thread -----------------------------------------------------------------------------------
@@ -117,46 +70,12 @@ class Mover:
     def order(self, orders: Orders) -> None:
         """Spills and probes. Each spill is reported exactly once."""
         for spill in orders.spills:
-            self._spills_running += 1
+            self.outbox.spills_running += 1
             self._spill(spill)
         for probe in orders.probes:
             lane = self._lane_of(probe.tier)
             if lane is not None:
                 lane.run(lambda probe=probe: self._probe(probe), NORMAL)  # type: ignore[misc]
-
-    def poll(self) -> list[Done]:
-        """Jobs that ended since the last call. Their failures become visible in the same call, never before or after:
-        separate polls would let a completion pass without its failure."""
-        done_jobs: list[Done] = []
-        for ticket, missing in self._ended.take():
-            self._spills_running -= 1
-            self._reports.spilled[ticket] = [missing]
-        while not self._samples.empty():
-            self._reports.samples.append(self._samples.get())
-        while not self._done.empty():
-            job, done = self._done.get()
-            done_jobs.append(done)
-            if job.failed:
-                self._reports.failed[job.transfer.ticket] = set(job.failed)
-                if job.transfer.kind is Kind.LOAD:
-                    self._failed_requests.add(job.transfer.req_id)
-            if job.differed:
-                self._reports.differed[job.transfer.ticket] = job.differed
-        while not self._counted.empty():
-            what, number = self._counted.get()
-            self._reports.counts[what] += number
-            self.outcomes[what] += number
-        return done_jobs
-
-    def take_failed_requests(self) -> set[str]:
-        """Requests whose load failed, among the jobs of the polls since the last call."""
-        failed, self._failed_requests = self._failed_requests, set()
-        return failed
-
-    def take_reports(self) -> Reports:
-        """What the scheduler must hear about the polls since the last call."""
-        reports, self._reports = self._reports, Reports()
-        return reports
 
     def wait(self, job_ids: set[int]) -> None:
         """Block until these jobs left KV memory alone. Bounded: a fetch ends by its deadline, a copy is short."""
@@ -167,7 +86,7 @@ class Mover:
     def idle(self) -> bool:
         """No job is running or queued, and every spill was polled."""
         with self._idle:
-            return not self._in_flight and not self._spills_running
+            return not self._in_flight and not self.outbox.spills_running
 
     def close(self) -> None:
         """End the threads. What runs is finished, what waits for a lower tier is dropped, and nobody waits longer than
@@ -178,7 +97,7 @@ class Mover:
             tier.drop()
         ended = [tier.close(until) for tier in lower]
         ended.append(self._copy.close(max(until - time.monotonic(), 1.0)))
-        self._arena.close()
+        self._rows.arena.close()
         if all(ended):
             self._device.close()
         else:
@@ -216,14 +135,13 @@ class Mover:
         return run
 
     def _finish(self, job: Job, failed: dict[int, str]) -> None:
-        transfer, total = job.transfer, len(job.transfer.keys)
-        job.failed, job.ended = failed, True
-        kind = transfer.kind.value
+        transfer, total, kind = job.transfer, len(job.transfer.keys), job.transfer.kind.value
+        job.ended = True
         nbytes = sum(self._device.block_bytes[chunk.group] * len(chunk.blocks) for chunk in job.chunks)
         seconds = time.monotonic() - job.started
-        self._count(f"{kind} ok", total - len(failed))
+        self.outbox.count(f"{kind} ok", total - len(failed))
         for reason in failed.values():
-            self._count(f"{kind} {reason}", 1)
+            self.outbox.count(f"{kind} {reason}", 1)
         if transfer.kind is Kind.LOAD:
             logger.info(
                 "request %s: loaded %d of %d chunks (%d from disk, %d from the remote store), %.1f MB in %.0f ms",
@@ -233,55 +151,23 @@ class Mover:
         if failed:
             logger.warning("request %s: %s failed for %d of %d chunks, which will be computed: %s",
                            transfer.req_id, kind, len(failed), total, dict(Counter(failed.values())))  # fmt: skip
-        self._done.put((job, Done(job.job_id, nbytes, seconds)))
+        self.outbox.done(Done(job.job_id, nbytes, seconds), transfer, failed, job.differed)
         with self._idle:
             self._in_flight.discard(job.job_id)
             self._idle.notify_all()
 
-    def _count(self, what: str, number: int) -> None:
-        if number:
-            self._counted.put((what, number))
-
     # ---- copy lane ---------------------------------------------------------------------------------------
 
     def _store(self, job: Job) -> None:
-        transfer = job.transfer
-        fresh = [position for position in range(len(transfer.keys)) if position not in transfer.compared]
-        rows = [self._payload(transfer.keys[p], transfer.slots[p]) for p in fresh]
-        self._device.copy_out([job.chunks[p] for p in fresh], rows, job.fence)
-        for position in fresh:
-            key, slot = transfer.keys[position], transfer.slots[position]
-            part_format.seal(self._part(key, slot), self._parts.identity, self._parts.name(key))
-        for position in sorted(transfer.compared):
-            self._compare(job, position)
+        self._copier.store(job)
         self._finish(job, {})
 
-    def _compare(self, job: Job, position: int) -> None:
-        """Verification: the row must hold what was computed just now."""
-        key, slot = job.transfer.keys[position], job.transfer.slots[position]
-        computed = self._payload(key, self._compared)
-        self._device.copy_out([job.chunks[position]], [computed], job.fence)
-        intact = self._verdict(key, slot) is Verdict.INTACT
-        if intact and differs(self._payload(key, slot), computed, self._parts.dtype):
-            job.differed.add(position)
-        self._count("verified", 1)
-
     def _load(self, job: Job) -> None:
-        """Check every part, then copy the intact ones. Blocks of failed keys are left as they are."""
-        transfer, failed = job.transfer, dict(job.failed)
-        fetched = set(transfer.from_remote)
-        for position, key in enumerate(transfer.keys):
-            if position not in failed:
-                verdict = self._verdict(key, transfer.slots[position])
-                if verdict is not Verdict.INTACT:
-                    failed[position] = verdict.value
-                    if position in fetched:  # else it was damaged here, and says nothing about the store's copy
-                        self._remove(key)
-        good = [position for position in range(len(transfer.keys)) if position not in failed]
-        if good:
-            rows = [self._payload(transfer.keys[p], transfer.slots[p]) for p in good]
-            self._device.copy_in(rows, [job.chunks[p] for p in good], job.fence)
-        self._finish(job, failed)
+        damaged = self._copier.load(job)
+        for position in damaged.keys() & set(job.transfer.from_remote):
+            # A row that was not fetched just now was damaged here, and says nothing about the store's copy.
+            self._remove(job.transfer.keys[position])
+        self._finish(job, job.failed | damaged)
 
     # ---- lanes of the lower tiers --------------------------------------------------------------------------
 
@@ -289,7 +175,7 @@ class Mover:
         """Fill reserved rows, then go on with whatever arrived in time."""
         assert self._disk is not None
         positions = [position for position, _ in job.transfer.from_disk]
-        rows = [self._arena.row(job.transfer.slots[p]) for p in positions]
+        rows = [self._rows.row(job.transfer.slots[p]) for p in positions]
         started = time.monotonic()
         slots = [slot for _, slot in job.transfer.from_disk]
         outcomes = self._disk.get(slots, rows, job.started + job.transfer.fetch_s)
@@ -300,9 +186,9 @@ class Mover:
         assert self._remote is not None
         transfer = job.transfer
         keys = [transfer.keys[position] for position in transfer.from_remote]
-        parts = [self._part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
+        parts = [self._rows.part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
         started = time.monotonic()
-        outcomes = self._remote.get([self._parts.name(key) for key in keys], parts, job.started + transfer.fetch_s)
+        outcomes = self._remote.get(self._names(keys), parts, job.started + transfer.fetch_s)
         for key, outcome in zip(keys, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
                 self._remove(key)
@@ -318,34 +204,31 @@ class Mover:
 
     def _probe(self, probe: Probe) -> None:
         """Time one read, and throw away what it brought."""
-        started = time.monotonic()
+        started, spare = time.monotonic(), self._rows.probed
         deadline = started + self._longest_s
         if probe.tier is Tier.DISK and self._disk is not None:
-            outcomes = self._disk.get([probe.disk_slot], [self._arena.row(self._probed)], deadline)
+            outcomes = self._disk.get([probe.disk_slot], [self._rows.row(spare)], deadline)
         elif self._remote is not None:
-            outcomes = self._remote.get([self._parts.name(probe.key)], [self._part(probe.key, self._probed)], deadline)
+            outcomes = self._remote.get(self._names([probe.key]), [self._rows.part(probe.key, spare)], deadline)
         else:
             return
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
 
     def _sample(self, tier: Tier, keys: Sequence[bytes], outcomes: Sequence[Outcome], seconds: float) -> None:
         """A timed read. One that was given up counts with what it brought in its time: the tier is at most that fast."""
-        pairs = zip(keys, outcomes, strict=True)
-        nbytes = sum(self._parts.payload_bytes(key) for key, outcome in pairs if outcome is Outcome.HIT)
+        payload_bytes = self._rows.parts.payload_bytes
+        nbytes = sum(payload_bytes(key) for key, outcome in zip(keys, outcomes, strict=True) if outcome is Outcome.HIT)
         if nbytes or any(outcome is Outcome.TIMEOUT for outcome in outcomes):
-            self._samples.put(Sample(tier, max(nbytes, 1), seconds))
-
-    # ---- parts -------------------------------------------------------------------------------------------
+            self.outbox.sample(Sample(tier, max(nbytes, 1), seconds))
 
     def _spill(self, spill: Spill) -> None:
         if spill.tier is Tier.DISK and self._disk is not None:
-            self._disk.write(spill.ticket, spill.disk_slots, [self._arena.row(slot) for slot in spill.slots])
+            self._disk.write(spill.ticket, spill.disk_slots, [self._rows.row(slot) for slot in spill.slots])
         elif spill.tier is Tier.REMOTE and self._remote is not None:
-            names = [self._parts.name(key) for key in spill.keys]
-            parts = [self._part(key, slot) for key, slot in zip(spill.keys, spill.slots, strict=True)]
-            self._remote.write(spill.ticket, names, parts)
+            parts = [self._rows.part(key, slot) for key, slot in zip(spill.keys, spill.slots, strict=True)]
+            self._remote.write(spill.ticket, self._names(spill.keys), parts)
         else:
-            self._ended.add(spill.ticket, set(range(len(spill.keys))))
+            self.outbox.spilled(spill.ticket, set(range(len(spill.keys))))
 
     def _lane_of(self, tier: Tier) -> Lane | None:
         parts = self._disk if tier is Tier.DISK else self._remote
@@ -353,13 +236,7 @@ class Mover:
 
     def _remove(self, key: bytes) -> None:
         if self._remote is not None:
-            self._remote.remove(self._parts.name(key))
+            self._remote.remove(self._rows.parts.name(key))
 
-    def _verdict(self, key: bytes, slot: int) -> Verdict:
-        return part_format.check(self._part(key, slot), self._parts.identity, self._parts.name(key))
-
-    def _part(self, key: bytes, slot: int) -> memoryview:
-        return self._arena.part(slot, self._parts.payload_bytes(key)).data
-
-    def _payload(self, key: bytes, slot: int) -> Row:
-        return self._arena.payload(slot, self._parts.payload_bytes(key))
+    def _names(self, keys: Sequence[bytes]) -> list[bytes]:
+        return [self._rows.parts.name(key) for key in keys]

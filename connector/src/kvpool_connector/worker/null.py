@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvpool_connector.transfer import Kind, Orders, Reports, Transfer
+from kvpool_connector.transfer import Orders, Transfer
 from kvpool_connector.worker.device.base import Chunk
-from kvpool_connector.worker.mover import Done
+from kvpool_connector.worker.job import Done
+from kvpool_connector.worker.outbox import Outbox
 
 
 class NullMover:
@@ -15,9 +16,7 @@ class NullMover:
     idle = True
 
     def __init__(self, why: str) -> None:
-        self._reports = Reports(broken=why)
-        self._done: list[Done] = []
-        self._failed_requests: set[str] = set()
+        self.outbox = Outbox(broken=why)
 
     def store(self, job_id: int, transfer: Transfer, chunks: Sequence[Chunk]) -> None:
         """Fail."""
@@ -30,22 +29,8 @@ class NullMover:
     def order(self, orders: Orders) -> None:
         """Fail."""
         for spill in orders.spills:
-            self._reports.spilled[spill.ticket] = [set(range(len(spill.keys)))]
-
-    def poll(self) -> list[Done]:
-        """All jobs so far."""
-        done, self._done = self._done, []
-        return done
-
-    def take_failed_requests(self) -> set[str]:
-        """Requests with a load among them."""
-        failed, self._failed_requests = self._failed_requests, set()
-        return failed
-
-    def take_reports(self) -> Reports:
-        """What failed."""
-        reports, self._reports = self._reports, Reports()
-        return reports
+            self.outbox.spills_running += 1
+            self.outbox.spilled(spill.ticket, set(range(len(spill.keys))))
 
     def wait(self, job_ids: set[int]) -> None:
         """Nothing ever touches KV memory."""
@@ -54,7 +39,4 @@ class NullMover:
         """Nothing to end."""
 
     def _fail(self, job_id: int, transfer: Transfer) -> None:
-        self._done.append(Done(job_id, 0, 0.0))
-        self._reports.failed[transfer.ticket] = set(range(len(transfer.keys)))
-        if transfer.kind is Kind.LOAD:
-            self._failed_requests.add(transfer.req_id)
+        self.outbox.done(Done(job_id, 0, 0.0), transfer, dict.fromkeys(range(len(transfer.keys)), "no mover"), set())

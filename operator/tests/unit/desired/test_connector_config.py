@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kvpool_connector.config import ConnectorConfig, parse
+from kvpool_connector.config import ConnectorConfig, RedisRemote, parse
 from kvpool_operator.desired import Pool, connector_config
 
 from ..conftest import MakePool
@@ -36,7 +36,7 @@ def test_an_external_store(make_pool: MakePool) -> None:
     connector: {ttlSeconds: 60, timeouts: {lookupMs: 7}, offloadGeneratedTokens: false}
     """
     config = read(make_pool(spec, external_username="ada"))
-    assert config.remote is not None
+    assert isinstance(config.remote, RedisRemote)
     assert (config.remote.host, config.remote.port, config.remote.database) == ("h.example", 7000, 3)
     assert (config.remote.username, config.remote.ttl_s, config.remote.timeouts.lookup_ms) == ("ada", 60, 7)
     assert config.offload_generated_tokens is False

@@ -1,0 +1,169 @@
+"""Is there a key, and may it be loaded? Promises of this scheduling step, and who waits for an answer.
+
+A prompt of 128K tokens has up to 8000 keys, and all its lookups together may take a few milliseconds: hence the local names,
+the arrays by slot instead of objects, and the one flag that says whether anything but memory must be looked at.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+
+from kvpool_connector.scheduler.contents import Contents
+from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.scheduler.waiting import WaitingRequests
+from kvpool_connector.tiers.keymap import Key
+from kvpool_connector.tiers.slots import State
+from kvpool_connector.transfer import Probe, Tier
+
+MAX_FAILED_LOADS = 2
+"""After so many failed loads a request is computed. Ends the loop of lookup, load, failure, lookup."""
+_REMOTE = -1
+"""In place of a slab's slot: the bytes come from the remote store."""
+
+
+class Lookup(enum.IntEnum):
+    """vLLM's answers, see ``LookupResult`` in vllm/v1/kv_offload/base.py."""
+
+    MISS = 0
+    HIT = 1
+    PENDING = 2  # being fetched for another request: certain to end by the fetch deadline
+    RETRY = 3  # the remote store was asked: certain to end by the lookup deadline
+
+
+class Lookups:
+    """Answers, and what was promised by them. One thread."""
+
+    def __init__(self, contents: Contents, verification: Verification | None) -> None:
+        self._contents, self._verification = contents, verification
+        self._index = contents.index
+        self._find, self._good = contents.index.find, contents.index.good
+        self.promised: list[int] = []
+        """Slots of this step's hits in memory; see :meth:`_reserve`."""
+        self.exceptional = verification is not None
+        """Some lookup may need more than a look into the index; False allows the shortcut of `fast_lookup`."""
+        self.reserved: dict[int, int] = {}
+        """This step's promises: where the bytes of an empty slot are, a slot of the slab or the remote store."""
+        self.failed_loads: Counter[str] = Counter()
+        self.waiting = WaitingRequests()
+        self._checked = False  # for answers, in this step
+        self.probes: list[Probe] = []
+
+    def lookup(self, key: Key, req_id: str) -> Lookup:
+        """HIT promises a slot until the end of this scheduling step, because a load that follows cannot be refused.
+
+        vLLM begins the load in the same step or not at all; in the latter case it looks up again. A pending store is a
+        MISS: waiting for it may take longer than computing.
+        """
+        if self.exceptional and (answer := self._exception(key, req_id)) is not None:
+            return answer
+        slot = self._find(key)
+        if slot is None:
+            answer = self._lookup_lower(key)
+        elif self._good[slot]:
+            if self._verification is not None and self._verification.picks(req_id):
+                return Lookup.MISS
+            self.promised.append(slot)
+            return Lookup.HIT
+        else:
+            answer = self._lookup_busy(slot)
+        if answer >= Lookup.PENDING:
+            self.waiting.add(req_id)
+            self.exceptional = True
+        return answer
+
+    def tier_of(self, key: Key) -> Tier:
+        """Where a key that was a HIT is loaded from."""
+        slot = self._find(key)
+        if slot is None or (source := self.reserved.get(slot)) is None:
+            return Tier.MEMORY
+        return Tier.REMOTE if source == _REMOTE else Tier.DISK
+
+    def take_source(self, slot: int) -> tuple[Tier, int]:
+        """Where the bytes of a promised slot are, and the slot of the slab. The promise is kept by this."""
+        source = self.reserved.pop(slot, None)
+        if source is None:
+            return Tier.MEMORY, 0
+        return (Tier.REMOTE, 0) if source == _REMOTE else (Tier.DISK, source)
+
+    def load_failed(self, req_id: str) -> None:
+        """A request's load failed: the second one is its last."""
+        self.failed_loads[req_id] += 1
+        self.exceptional = True
+
+    def forget(self, req_id: str) -> None:
+        """The request is finished."""
+        self.failed_loads.pop(req_id, None)
+        self.waiting.forget(req_id)
+        if self._verification is not None:
+            self._verification.forget(req_id)
+
+    def end_step(self) -> None:
+        """End of a scheduling step: promises lapse, and the step's questions go out as one batch."""
+        self._index.end_step()
+        self.reserved.clear()
+        self.promised.clear()
+        self.exceptional = bool(self.waiting or self.failed_loads or self._contents.broken or self._verification)
+        self.waiting.next_step()
+        self._checked = False
+        if self._contents.disk is not None:
+            self._contents.disk.end_step()
+        if self._contents.presence is not None:
+            self._contents.presence.flush()
+
+    def _exception(self, key: Key, req_id: str) -> Lookup | None:
+        """An answer that does not depend on where the key is."""
+        if self._contents.broken or (self.failed_loads and self.failed_loads.get(req_id, 0) >= MAX_FAILED_LOADS):
+            return Lookup.MISS
+        if not self._checked:
+            self._checked = True
+            presence = self._contents.presence
+            answered = presence is not None and presence.take_answers()
+            if self._contents.admission.first_probe_over() or answered:
+                self.waiting.changed()
+        retry = self.waiting.cut_short(req_id, key[-4:])
+        return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
+
+    def _lookup_lower(self, key: Key) -> Lookup:
+        disk, presence = self._contents.disk, self._contents.presence
+        if disk is not None and (disk_slot := disk.find(key)) is not None:
+            answer = self._admit(Tier.DISK, key, disk_slot)
+            if answer is not Lookup.MISS:
+                return answer
+        present = False if presence is None else presence.ask(key)
+        if present is None:
+            return Lookup.RETRY
+        return self._admit(Tier.REMOTE, key, _REMOTE) if present else Lookup.MISS
+
+    def _lookup_busy(self, slot: int) -> Lookup:
+        state = self._index.state[slot]
+        if state == State.RESERVED:
+            return Lookup.HIT
+        return Lookup.PENDING if state == State.FETCHING else Lookup.MISS  # two fetches must not share a slot
+
+    def _admit(self, tier: Tier, key: Key, source: int) -> Lookup:
+        """A tier below memory has the key: load it?"""
+        admission = self._contents.admission
+        unmeasured, allowed = admission.unmeasured(tier), admission.allows(tier)
+        if (unmeasured or not allowed) and admission.wants_probe(tier):
+            self.probes.append(Probe(tier, key, source))
+        if unmeasured:
+            return Lookup.RETRY
+        if not allowed:
+            self._contents.counts[f"{tier.value} hit not admitted"] += 1
+            return Lookup.MISS
+        return self._reserve(key, source)
+
+    def _reserve(self, key: Key, source: int) -> Lookup:
+        for promised in self.promised:  # only now, since holding each slot at each hit would double a lookup's cost
+            self._index.hold(promised)
+        self.promised.clear()
+        evicted: list[tuple[Key, int]] = []
+        slot = self._index.add(key, State.RESERVED, evicted)
+        self._contents.note_evicted(evicted)
+        if slot is None:
+            self._contents.counts["no slot for a hit"] += 1
+            return Lookup.MISS
+        self.reserved[slot] = source
+        self._index.hold(slot)
+        return Lookup.HIT
