@@ -32,7 +32,7 @@ check: ## Format, lint, types, import contracts, generated files
 	@tools/setup.sh dev engine
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
-	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving bench/stores/[!lm]*.py operator/tests connector/tests/unit connector/tests/store
+	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving bench/stores operator/tests connector/tests/unit connector/tests/store
 	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine
 	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
 	cd connector && PYTHONPATH=src ../$(DEV)/lint-imports --config importlinter.ini

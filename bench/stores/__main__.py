@@ -31,8 +31,8 @@ def main() -> int:
     """Entry point."""
     rows = [
         *_run("bench.stores.resp", Path(sys.executable)),
-        *_run("bench.stores.lm", LMCACHE_PYTHON),
-        *_run("bench.stores.mooncake", ENGINE_PYTHON, MOONCAKE),
+        *_run("bench.engine.lm", LMCACHE_PYTHON),
+        *_run("bench.engine.mooncake", ENGINE_PYTHON, MOONCAKE),
         *_disk(),
     ]
     print(f"{'':42} {'n':>3} {'ours':>7} {'theirs':>7} {'ratio, quartiles':>24} {'goal':>6}")
