@@ -43,7 +43,7 @@ check: ## Format, lint, types, import contracts, generated files
 	@tools/setup.sh dev engine
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
-	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving operator/tests connector/tests/unit connector/tests/store
+	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving bench/stores operator/tests connector/tests/unit connector/tests/store
 	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine
 	MYPYPATH=examples/vllm $(DEV)/mypy --python-executable $(ENGINE)/python examples/vllm
 	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
@@ -76,7 +76,7 @@ test-slow: setup ## What is too slow for every run
 
 # ---- generated files, figures
 
-.PHONY: generate requirements bench-engine bench-admission bench-cold
+.PHONY: generate requirements bench-engine bench-admission bench-cold bench-stores
 generate: ## Write the CRD and what is made from it
 	@tools/setup.sh dev
 	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate
@@ -87,5 +87,8 @@ bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, ti
 	$(DEV)/python -m bench.serving $(ARGS)
 bench-admission: setup ## Never worse than no cache: first tokens with a store behind 1, 10 and 100 MB/s
 	$(DEV)/python -m bench.admission $(ARGS)
+bench-stores: setup ## The stores' clients against raw streams and the usual clients (1 min, quiet machine)
+	@tools/setup.sh lmcache
+	$(DEV)/python -m bench.stores
 bench-cold: setup ## What the connector costs a request that hits nothing: cold with it over cold without it
 	$(DEV)/python -m bench.cold

@@ -41,7 +41,15 @@ def main() -> int:
     print(f"{'':12} {'slab, GB/s':>22} {'plain loop, GB/s':>22} {'share':>22} {'n':>3}")
     for name, slab, plain, shares in cases:
         print(f"{name:12} {spread(slab):>22} {spread(plain):>22} {spread(shares):>22} {len(shares):3}")
-    figures = {name: {"n": len(shares), "quartiles": quartiles(shares)} for name, _, _, shares in cases}
+    figures = {
+        name: {
+            "n": len(shares),
+            "quartiles": quartiles(shares),
+            "ours": round(statistics.median(slab), 3),
+            "theirs": round(statistics.median(plain), 3),
+        }
+        for name, slab, plain, shares in cases
+    }
     worst = min(figures, key=lambda name: statistics.median(_shares(cases, name)))
     print(json.dumps({"disk_share": {**figures[worst], "case": worst}, "cases": figures, "machine": machine()}))
     return int(statistics.median(_shares(cases, worst)) < GOAL)
