@@ -105,6 +105,17 @@ def test_a_pool_that_lost_its_content(own_server: MooncakePool, connect: Connect
     assert store.generation == before + 1
 
 
+def test_a_master_that_was_started_anew_while_nobody_asked(own_server: MooncakePool, connect: Connect) -> None:
+    """The client's connection is stale: the first write all the same succeeds, and a lost master is no answer to a ping."""
+    stores = [connect(own_server, breaker=Breaker()) for _ in range(2)]
+    assert [put(store, {b"a%d" % number: b"1"}) for number, store in enumerate(stores)] == [[HIT]] * 2
+    own_server.kill()
+    assert stores[0].ping(soon()) is FAILED
+    own_server.start()
+    assert put(stores[1], {b"b": b"1"}) == [HIT]
+    assert get(stores[1], [b"b"], [1]) == ([HIT], [b"1"])
+
+
 def test_memory_that_an_engine_lends(connect: Connect) -> None:
     """Without a store node, parts live in the engines."""
     with MooncakePool() as pool:

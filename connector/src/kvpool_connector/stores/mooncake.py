@@ -33,6 +33,7 @@ _MOST_KEYS = 128
 """Of one call: over TCP each value has a connection of its own, and some thousand are more than a process may have."""
 _NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE = -200, -600, -703, -704, -706
 """Codes of ``mooncake-store/include/types.h``. A buffer shorter than the value is _INVALID, and so is an empty value."""
+_NO_MASTER = -900
 _ANSWERS = {_NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE}
 """What a pool says that works. Other negative codes: no master, no store node, no route."""
 _CLOSE_S = 2.0
@@ -66,7 +67,7 @@ class MooncakeStore:
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """One question for all keys."""
         return self._batch(
-            len(keys), lambda native: self._present(native, [_name(key) for key in keys]), _presence, deadline
+            len(keys), lambda native: self._present(native, [_name(key) for key in keys])[0], _presence, deadline
         )
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
@@ -115,13 +116,13 @@ class MooncakeStore:
         )
 
     def ping(self, deadline: float) -> Outcome:
-        """HIT if the master answers."""
-
-        def ask(native: Any) -> list[int]:
-            self._present(native, [])
-            return [native.health_check()]
-
-        return self._batch(1, ask, lambda _, code: Outcome.FAILED if code else Outcome.HIT, deadline)[0]
+        """HIT if the master says anything about the marker: the client's own health check is right with no master, too."""
+        return self._batch(
+            1,
+            lambda native: [self._present(native, [])[1]],
+            lambda _, code: Outcome.FAILED if code < 0 else Outcome.HIT,
+            deadline,
+        )[0]
 
     def close(self) -> None:
         """Leave the pool. Where a call hangs, it is left to end with the process."""
@@ -152,8 +153,16 @@ class MooncakeStore:
             return [Outcome.TIMEOUT] * count
         if not self._breaker.allow():
             return [Outcome.FAILED] * count
+        idle = self._breaker.closed
+
+        def attempt() -> Sequence[int]:
+            native = self._joined()
+            codes = call(native)
+            # The first call after the master was started anew meets a connection that it does not know.
+            return call(native) if idle and set(codes) == {_NO_MASTER} else codes
+
         try:
-            codes = self._caller.call(lambda: call(self._joined()), deadline)
+            codes = self._caller.call(attempt, deadline)
         except TimeoutError as fault:
             self._fault("an earlier call has not returned" if isinstance(fault, Busy) else "no answer in time")
             return [Outcome.TIMEOUT] * count
@@ -194,14 +203,14 @@ class MooncakeStore:
                 self._mark(self._native)
         return self._native
 
-    def _present(self, native: Any, names: list[str]) -> list[int]:
-        """1 or 0 for each name. The marker is asked for too; if it went, so did the pool's content, or some of it."""
+    def _present(self, native: Any, names: list[str]) -> tuple[list[int], int]:
+        """1 or 0 for each name, and for the marker: if it went, so did the pool's content, or some of it."""
         *codes, marker = native.batch_is_exist([*names, self._marker])
         if marker == 0 and self._marked:
             self._generation += 1
         if marker == 0:
             self._mark(native)
-        return codes
+        return codes, marker
 
     def _mark(self, native: Any) -> None:
         """With one byte of whatever is in staging memory. A pool that is full has no room for it: then nothing is known."""
