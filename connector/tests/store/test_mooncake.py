@@ -17,7 +17,8 @@ from connector.tests.store.contract import FAILED, HIT, MIB, MISS, TIMEOUT, Stor
 from kvpool_connector.config import ConfigError, MooncakeRemote
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.factory import make_store
-from kvpool_connector.stores.mooncake import STAGING_BYTES, MooncakeStore
+from kvpool_connector.stores.mooncake import MooncakeStore
+from kvpool_connector.stores.staged import STAGING_BYTES
 from testkit.mooncake import OVERLAY, MooncakePool, make_importable
 from testkit.servers import wait_until
 
@@ -151,7 +152,7 @@ def test_an_rdma_device_that_is_not_there(
 ) -> None:
     """Named, with those that are."""
     (tmp_path / "mlx5_0").mkdir()
-    monkeypatch.setattr("kvpool_connector.stores.mooncake_client._RDMA_DEVICES", tmp_path)
+    monkeypatch.setattr("kvpool_connector.stores.rdma._DEVICES", tmp_path)
     with pytest.raises(ConfigError, match=r"remote\.devices: there is no RDMA device 'mlx5_9', only mlx5_0"):
         connect(idle_server, protocol="rdma", devices="mlx5_0, mlx5_9")
 
