@@ -120,7 +120,7 @@ class MooncakePool:
         self.close()
 
     def _has_memory(self) -> bool:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}/get_all_segments", timeout=1) as answer:
-                return bool(answer.read().strip())
+        segments = f"http://127.0.0.1:{self._admin}/get_all_segments"
+        with contextlib.suppress(OSError), urllib.request.urlopen(segments, timeout=1) as answer:
+            return bool(answer.read().strip())
         return False

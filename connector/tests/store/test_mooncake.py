@@ -159,7 +159,10 @@ def test_an_rdma_device_that_is_not_there(
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("", "needs Mooncake's client .* install mooncake-transfer-engine"), (str(OVERLAY), "apt-get install libibverbs1")],
+    [
+        ("", "needs Mooncake's client .* install mooncake-transfer-engine"),
+        (str(OVERLAY), "apt-get install libibverbs1"),
+    ],
 )
 def test_a_package_or_library_that_is_missing(path: str, message: str, idle_server: MooncakePool) -> None:
     """In a fresh interpreter, without the libraries: a ConfigError with the command that helps."""
@@ -173,7 +176,12 @@ def test_a_package_or_library_that_is_missing(path: str, message: str, idle_serv
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("LD_LIBRARY_PATH", "PYTHONPATH")}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode
     assert "ConfigError: remote.type: mooncake" in done.stderr

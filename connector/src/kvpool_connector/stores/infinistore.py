@@ -1,10 +1,11 @@
 """InfiniStore, through its own client (infinistore 0.2.35), over RDMA. Experimental.
 
-What was run: the import of the package, the signatures that are used here, and the refusals. What was not: any call over RDMA. Its
-server does not start without an RDMA device, and its client ends the process there, so a container without one is refused.
+What was run: the import of the package, the signatures that are used here, and the refusals. What was not: any call over
+RDMA. Its server does not start without an RDMA device, and its client ends the process there, so a container without one is
+refused.
 
-Its interface reads a given number of bytes and does not say how many the store has: a part of another length is noticed by its header.
-It has no call to ask for many keys at once.
+Its interface reads a given number of bytes and does not say how many the store has: a part of another length is noticed by
+its header. It has no call to ask for many keys at once.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class InfiniStore(StagedStore):
     def _leave(self, native: Any) -> None:
         native.close()
 
-    def _register(self, native: Any, staging: Staging, before: int) -> int:  # noqa: ARG002 - it has no call to forget one
+    def _register(self, native: Any, staging: Staging, before: int) -> int:
         return _code(lambda: native.register_mr(staging.address, staging.size), float("inf"))
 
     def _read(self, native: Any, names: list[str], places: list[int], sizes: list[int]) -> Sequence[int]:

@@ -1,10 +1,11 @@
 """Mooncake, through its own client: whole batches in one call.
 
-With a stopped master or store node, calls were seen to last longer than 40 s: `StagedStore` gives them up. The copy through staging memory
-is small beside what Mooncake moves over TCP, 1 to 3 GB/s.
+With a stopped master or store node, calls were seen to last longer than 40 s: `StagedStore` gives them up. The copy through
+staging memory is small beside what Mooncake moves over TCP, 1 to 3 GB/s.
 
-Mooncake's client reconnects by itself, so whether the pool lost its content is seen by a marker: a key of this store's own, asked for
-with every question. Asking for a key keeps it from being evicted for ten seconds, and the presence thread asks every two.
+Mooncake's client reconnects by itself, so whether the pool lost its content is seen by a marker: a key of this store's own,
+asked for with every question. Asking for a key keeps it from being evicted for ten seconds, and the presence thread asks
+every two.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from kvpool_connector.stores.mooncake_client import join, load, replicas
 from kvpool_connector.stores.staged import StagedStore, Staging, name_of
 
 _NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE, _NO_MASTER = -200, -600, -703, -704, -706, -900
-"""Codes of ``mooncake-store/include/types.h``. A buffer shorter than the value is _INVALID, and so is an empty value. Other negative
-codes: no store node, no route."""
+"""Codes of ``mooncake-store/include/types.h``. A buffer shorter than the value is _INVALID, and so is an empty value. Other
+negative codes: no store node, no route."""
 
 
 class MooncakeStore(StagedStore):

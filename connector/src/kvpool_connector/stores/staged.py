@@ -1,8 +1,8 @@
 """What stores share that are reached through a package's own client, whose calls may block without a limit.
 
-Each store makes its calls on a thread of its own and gives one up at the deadline. Such a call may still read and write its buffers,
-which is why they are never the caller's: values pass through staging memory of the store, with one copy (17 GB/s on one core). Until it
-has returned, every other call ends at once with TIMEOUT.
+Each store makes its calls on a thread of its own and gives one up at the deadline. Such a call may still read and write its
+buffers, which is why they are never the caller's: values pass through staging memory of the store, with one copy (17 GB/s on
+one core). Until it has returned, every other call ends at once with TIMEOUT.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class StagedStore(abc.ABC):
 
     @abc.abstractmethod
     def _register(self, native: Any, staging: Staging, before: int) -> int:
-        """Make staging memory known, in place of what was at the address ``before`` (0: nothing was). Returns a code, 0 or more if
-        all is well."""
+        """Make staging memory known, in place of what was at the address ``before`` (0: nothing was). Returns a code, 0 or
+        more if all is well."""
 
     @abc.abstractmethod
     def _read(self, native: Any, names: list[str], places: list[int], sizes: list[int]) -> Sequence[int]:
