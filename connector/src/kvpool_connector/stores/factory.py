@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kvpool_connector.config import LMCacheRemote, MooncakeRemote, RedisRemote, RemoteStore
+from kvpool_connector.config import InfiniStoreRemote, LMCacheRemote, MooncakeRemote, RedisRemote, RemoteStore
 from kvpool_connector.stores.base import Store
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.infinistore import InfiniStore
 from kvpool_connector.stores.lmcache import LMCacheStore
 from kvpool_connector.stores.mooncake import MooncakeStore
 from kvpool_connector.stores.redis import RedisStore
@@ -27,4 +28,5 @@ def make_store(config: RemoteStore, breaker: Breaker, *, lends: bool = False) ->
             return LMCacheStore(config, breaker)
         case MooncakeRemote():
             return MooncakeStore(config, breaker, lends=lends)
-    raise AssertionError
+        case InfiniStoreRemote():
+            return InfiniStore(config, breaker)

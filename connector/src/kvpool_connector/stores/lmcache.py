@@ -1,11 +1,12 @@
 """``lmcache_server``, in its own protocol (lmcache 0.5.6, ``lmcache/v1/protocol.py`` and ``lmcache/v1/server/__main__.py``).
 
-A request is 186 bytes: nine 32-bit integers (command, length, format, type, location, four of a shape) and the key, padded with
-spaces to 150. A reply is 36 bytes: code, length, format, type, shape, location. PUT is followed by the value and has no reply; HEALTH,
-which has one, is the barrier behind a group of PUTs.
+A request is 186 bytes: nine 32-bit integers (command, length, format, type, location, four of a shape) and the key, padded
+with spaces to 150. A reply is 36 bytes: code, length, format, type, shape, location. PUT is followed by the value and has no
+reply; HEALTH, which has one, is the barrier behind a group of PUTs.
 
-What the server is: a dictionary. It evicts nothing, knows no password and has no command to delete. A PUT that breaks off in mid-value
-leaves a key whose GET ends in a closed connection: that is CORRUPT here, and `delete` lets the next write replace it.
+What the server is: a dictionary. It evicts nothing, knows no password and has no command to delete. A PUT that breaks off in
+mid-value leaves a key whose GET ends in a closed connection: that is CORRUPT here, and `delete` lets the next write replace
+it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def wire_key(name: bytes) -> bytes:
 class LMCacheStore(StreamStore):
     """One connection."""
 
-    _repeats = True  # a value that was cut off costs a connection; with others asked for behind it, no reply arrives at all
+    _repeats = (
+        True  # a value that was cut off costs a connection; with others asked for behind it, no reply arrives at all
+    )
 
     def __init__(self, config: LMCacheRemote, breaker: Breaker) -> None:
         super().__init__(config.where, config.timeouts.connect_ms / 1000, breaker)
@@ -103,7 +106,7 @@ class LMCacheStore(StreamStore):
                     self._replaceable.discard(keys[i])
         return outcomes
 
-    def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:  # noqa: ARG002 - nothing is sent
+    def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """FAILED: the protocol has no such command. What this client is told to delete it calls absent from then on, so that
         its next write replaces a damaged value instead of being skipped."""
         if len(self._replaceable) + len(keys) <= _MOST_REPLACEABLE:
@@ -113,7 +116,11 @@ class LMCacheStore(StreamStore):
     def ping(self, deadline: float) -> Outcome:
         """One round trip."""
         return self._batch(
-            1, lambda i: [_request(_HEALTH)], lambda connection, _: _healthy(connection, deadline), lambda i: 0, deadline
+            1,
+            lambda i: [_request(_HEALTH)],
+            lambda connection, _: _healthy(connection, deadline),
+            lambda i: 0,
+            deadline,
         )[0]
 
     def _dial(self, deadline: float) -> Connection:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 from kvpool_connector.config import ConfigError, MooncakeRemote
+from kvpool_connector.stores.rdma import require_devices
 
-_RDMA_DEVICES = Path("/sys/class/infiniband")
 _PROBE_S = 1.0
 _LOCAL_BUFFER = 0
 """Bytes of the client's own staging memory: calls with registered buffers need none."""
@@ -27,17 +26,7 @@ def load(config: MooncakeRemote) -> Any:
         ConfigError: the package, a library that it needs, or RDMA devices are missing; names the field and the fix.
     """
     if config.protocol == "rdma":
-        present = sorted(path.name for path in _RDMA_DEVICES.glob("*"))
-        if not present:
-            raise ConfigError(
-                "remote.protocol: rdma, but this container has no RDMA device (/sys/class/infiniband is empty): set it to "
-                "tcp, or give the Pod RDMA devices"
-            )
-        for device in filter(None, config.devices.split(",")):
-            if device.strip() not in present:
-                raise ConfigError(
-                    f"remote.devices: there is no RDMA device {device.strip()!r}, only {', '.join(present)}"
-                )
+        require_devices("remote.protocol: rdma", "remote.devices", config.devices, "set it to tcp")
     os.environ.setdefault("MC_LOG_LEVEL", "ERROR")  # else a full pool writes a line for each put, and each call some
     try:
         return importlib.import_module("mooncake.store")
