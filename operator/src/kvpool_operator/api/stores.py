@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -82,14 +82,11 @@ class Mooncake(ApiModel):
 class ExternalEtcd(ApiModel):
     """An etcd that somebody else runs, without TLS and password: Mooncake's client has neither."""
 
-    endpoints: tuple[str, ...] = Field(
+    endpoints: tuple[Annotated[str, Field(max_length=260, pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")], ...] = Field(
         min_length=1,
         max_length=16,
-        description="Members as host:port.",
-        json_schema_extra={
-            "x-kubernetes-list-type": "atomic",
-            "items": {"type": "string", "maxLength": 260, "pattern": r"^[A-Za-z0-9._-]+:[0-9]{1,5}$"},
-        },
+        description="Members as host:port. It serves this pool alone: the keys that Mooncake uses have fixed names.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
 
 

@@ -34,7 +34,7 @@ _PASSWORD_VARIABLES = {StoreType.REDIS: ("REDISCLI_AUTH",), StoreType.VALKEY: ("
 """Where the command line clients look for a password. valkey-cli was called otherwise in its first versions."""
 _GROUP_COMMANDS = (
     "+multi +exec +slaveof +replicaof +ping +auth +hello +subscribe +publish +config|rewrite +role +info "
-    "+client|setname +client|setinfo +client|kill +script|kill +psync +replconf"
+    "+client|setname +client|kill +script|kill +psync +replconf"
 )
 """Source: https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/, "ACL rules for Sentinel and replicas"."""
 
