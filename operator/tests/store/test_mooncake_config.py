@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -244,12 +245,16 @@ def test_a_lost_leader_is_replaced_and_blocks_are_still_found(ha: Store) -> None
 
 
 @pytest.mark.timeout(240)
-async def test_without_a_quorum_the_masters_are_not_ready_and_the_probe_says_why(ha: Store) -> None:
+def test_without_a_quorum_the_masters_are_not_ready_and_the_probe_says_why(ha: Store) -> None:
     endpoints = tuple(f"{host}:{ha.ports[etcd.CLIENT_PORT]}" for host in MEMBERS)
-    assert (await probe_etcd(endpoints)).state is StoreState.AVAILABLE
+
+    def state() -> StoreState:
+        return asyncio.run(probe_etcd(endpoints)).state
+
     ha.pods[MEMBERS[0]].kill()
-    assert (await probe_etcd(endpoints)).state is StoreState.AVAILABLE
+    wait_until("two of three members serve", lambda: state() is StoreState.AVAILABLE, 30, 0.2)
     ha.pods[MEMBERS[1]].kill()
-    found = await probe_etcd(endpoints)
-    assert found.state is StoreState.NO_QUORUM
-    assert "of 3 members of etcd are healthy, 2 are needed" in found.detail
+    wait_until("one of three does not", lambda: state() is StoreState.NO_QUORUM, 30, 0.2)
+    assert "of 3 members of etcd are healthy, 2 are needed" in asyncio.run(probe_etcd(endpoints)).detail
+    running = [host for host in MASTERS if ha.pods[host].runs]
+    wait_until("no master is ready", lambda: not any(ha.ready(host) for host in running), 60, 0.5)

@@ -109,9 +109,13 @@ class Group:
         primaries = {host for host, role in roles.items() if role == "master"}
         if len(primaries) != 1 or sorted(roles.values()) != ["master", "slave", "slave"] or self.named() != primaries:
             return False
-        with client.Redis(host=self.sentinel_hosts[0], port=self.sentinel_port, **LOGIN) as asked:  # type: ignore[arg-type]
+        return all(self._at_rest(host) for host in self.sentinel_hosts)
+
+    def _at_rest(self, host: str) -> bool:
+        """No fail-over goes on: one that begins before the last one ended can leave a sentinel with the older answer."""
+        with client.Redis(host=host, port=self.sentinel_port, **LOGIN) as asked:  # type: ignore[arg-type]
             state = asked.sentinel_master(sentinel.MASTER_NAME)
-        return (state["num-slaves"], state["num-other-sentinels"]) == (2, 2)
+        return (state["num-slaves"], state["num-other-sentinels"], state["flags"]) == (2, 2, "master")
 
     def settle(self, what: str) -> str:
         """Wait until the group is whole; returns the primary."""
