@@ -82,7 +82,7 @@ def test_pods_of_stores_get_past_pod_security_restricted(kubectl: Kubectl, name:
 
     def all_made() -> bool:
         wanted = sum(item["spec"]["replicas"] for item in kubectl.list("deployments,statefulsets"))
-        return len(kubectl.list("pods")) == wanted
+        return bool(len(kubectl.list("pods")) == wanted)
 
     eventually(all_made, what="all Pods of all workloads")
 
@@ -130,7 +130,8 @@ def test_a_claim_for_each_engine_is_made(kubectl: Kubectl) -> None:
 def test_a_disk_of_another_size_replaces_the_stateful_set(kubectl: Kubectl) -> None:
     """Its claim templates can't be changed, so it is made anew."""
     kubectl("apply", "-f", str(EXAMPLES / "disk.yaml"))
-    before = eventually(lambda: kubectl.get("statefulset", "disk-engine"), what="the StatefulSet")
+    eventually(lambda: kubectl.get("statefulset", "disk-engine"), what="the StatefulSet")
+    before = kubectl.must_get("statefulset", "disk-engine")
     kubectl("patch", "kvp", "disk", "--type=merge", "-p", '{"spec":{"tiers":{"disk":{"size":"30Gi"}}}}')
 
     def replaced() -> bool:

@@ -153,7 +153,7 @@ class Store:
         for host in hosts:
             if host in self.pods:
                 try:
-                    wait_until(f"{host} is ready", lambda host=host: self.ready(host), 60, 0.2)  # type: ignore[misc]
+                    wait_until(f"{host} is ready", lambda host=host: self.ready(host), 60, 0.2)
                 except TimeoutError as error:
                     raise AssertionError(f"{error}: {self.pods[host].log[-3000:]}") from None
 
