@@ -45,6 +45,13 @@ def volumes(pool: Pool) -> list[Manifest]:
     return [{"name": VOLUME, "persistentVolumeClaim": {"claimName": tier.claim.claim_name}}]
 
 
+def scratch(pool: Pool) -> Manifest | None:
+    """An emptyDir for the disk tier in a Pod of somebody else, whose volumes are not kvpool's to make; None where none is
+    needed."""
+    tier = pool.spec.tiers.disk
+    return None if tier is None or tier.path is not None else {"sizeLimit": _quantity(tier)}
+
+
 def mounts(pool: Pool) -> list[Manifest]:
     tier = pool.spec.tiers.disk
     if tier is None or tier.path is not None:

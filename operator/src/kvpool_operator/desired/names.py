@@ -11,6 +11,9 @@ POOL_LABEL = f"{GROUP}/pool"
 ENGINE_LABEL = f"{GROUP}/engine"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 
+CONSUMER_LABEL = f"{GROUP}/consumer"
+"""On Pods of others that use a pool; its value is the pool's name."""
+
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On Pod templates: a new configuration makes new Pods."""
 

@@ -112,12 +112,19 @@ def test_files_of_users_have_digests_only() -> None:
 
 
 def test_mooncakes_administration_is_open_to_the_operators_namespace_only(make_pool: MakePool) -> None:
-    pool = make_pool("{backend: {type: Mooncake}}", settings={"namespace": "ops"})
+    granted = "{backend: {type: Mooncake}, injection: {allowedNamespaces: [web]}}"
+    pool = make_pool(granted, settings={"namespace": "ops"})
     rules = found(pool, "NetworkPolicy", "demo-master")["spec"]["ingress"]
     (admin,) = [rule for rule in rules if {"protocol": "TCP", "port": mooncake.ADMIN_PORT} in rule["ports"]]
     assert admin["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}]
     store = found(pool, "NetworkPolicy", "demo-store")["spec"]["ingress"][0]
-    assert store["from"] == [{"podSelector": {"matchLabels": {"kvpool.dev/pool": "demo"}}}]
+    consumers = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "demo"}}}
+    web = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}}}
+    assert store["from"] == [
+        {"podSelector": {"matchLabels": {"kvpool.dev/pool": "demo"}}},
+        consumers,
+        {**web, **consumers},
+    ]
     assert {"protocol": "TCP", "port": 15000, "endPort": 15019} in store["ports"]
 
 

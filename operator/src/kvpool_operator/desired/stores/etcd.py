@@ -93,23 +93,12 @@ def build(pool: Pool) -> list[Manifest]:
 
 
 def _network_policy(pool: Pool) -> Manifest:
-    name = names.etcd(pool)
-    return names.child(pool, "networking.k8s.io/v1", "NetworkPolicy", name, names.labels(pool, COMPONENT)) | {
-        "spec": {
-            "podSelector": {"matchLabels": names.selector(pool, COMPONENT)},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {
-                    "from": [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}],
-                    "ports": [{"protocol": "TCP", "port": CLIENT_PORT}],
-                },
-                {
-                    "from": [{"podSelector": {"matchLabels": names.selector(pool, COMPONENT)}}],
-                    "ports": [{"protocol": "TCP", "port": PEER_PORT}],
-                },
-            ],
-        }
-    }
+    members = [{"podSelector": {"matchLabels": names.selector(pool, COMPONENT)}}]
+    ingress = [
+        {"from": parts.pool_pods(pool), "ports": [parts.tcp(CLIENT_PORT)]},
+        {"from": members, "ports": [parts.tcp(PEER_PORT)]},
+    ]
+    return parts.network_policy(pool, names.etcd(pool), COMPONENT, ingress)
 
 
 def _stateful_set(pool: Pool, etcd: Etcd, ports: dict[str, int]) -> Manifest:

@@ -66,22 +66,12 @@ def build(pool: Pool) -> list[Manifest]:
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     template = parts.template(pool, parts.STORE, digest(command(backend)), spec)
-    head = names.child(
-        pool, "networking.k8s.io/v1", "NetworkPolicy", names.store(pool), names.labels(pool, parts.STORE)
-    )
-    pool_pods = [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}]
-    operator = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": pool.settings.namespace}}}]
     # The control plane can purge the store, and asks nobody for a password.
-    policy = head | {
-        "spec": {
-            "podSelector": {"matchLabels": names.selector(pool, parts.STORE)},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": pool_pods, "ports": [{"protocol": "TCP", "port": PORT}]},
-                {"from": operator, "ports": [{"protocol": "TCP", "port": MANAGE_PORT}]},
-            ],
-        }
-    }
+    ingress = [
+        {"from": parts.pool_pods(pool), "ports": [parts.tcp(PORT)]},
+        {"from": parts.operator_pods(pool), "ports": [parts.tcp(MANAGE_PORT)]},
+    ]
+    policy = parts.network_policy(pool, names.store(pool), parts.STORE, ingress)
     return [
         parts.service(pool, names.store(pool), parts.STORE, {"service": PORT}),
         policy,

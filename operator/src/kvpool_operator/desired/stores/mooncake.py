@@ -107,31 +107,21 @@ def build(pool: Pool) -> list[Manifest]:
 
 
 def _network_policies(pool: Pool) -> list[Manifest]:
-    """Blocks and their index for Pods that carry the pool's label. Administration, which can delete everything and knows no
-    password, for the operator's namespace."""
-    pool_pods = [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}]
-    operator = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": pool.settings.namespace}}}]
-
-    def tcp(first: int, last: int | None = None) -> Manifest:
-        return {"protocol": "TCP", "port": first, **({"endPort": last} if last else {})}
-
-    open_to = {
-        MASTER: [
-            {"from": pool_pods, "ports": [tcp(RPC_PORT)]},
-            {"from": operator, "ports": [tcp(RPC_PORT), tcp(ADMIN_PORT)]},
-        ],
-        parts.STORE: [
-            {"from": pool_pods, "ports": [tcp(*NAME_PORTS), tcp(*DATA_PORTS)]},
-            {"from": operator, "ports": [tcp(CLIENT_HTTP_PORT)]},
-        ],
-    }
-    policies = []
-    for component, name in ((MASTER, names.master(pool)), (parts.STORE, names.store(pool))):
-        head = names.child(pool, "networking.k8s.io/v1", "NetworkPolicy", name, names.labels(pool, component))
-        selector = {"matchLabels": names.selector(pool, component)}
-        spec = {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": open_to[component]}
-        policies.append(head | {"spec": spec})
-    return policies
+    """Blocks and their index for Pods of the pool. Administration, which can delete everything and knows no password, for the
+    operator's namespace."""
+    users, operator = parts.pool_pods(pool), parts.operator_pods(pool)
+    masters = [
+        {"from": users, "ports": [parts.tcp(RPC_PORT)]},
+        {"from": operator, "ports": [parts.tcp(ADMIN_PORT)]},
+    ]
+    stores = [
+        {"from": users, "ports": [parts.tcp(*NAME_PORTS), parts.tcp(*DATA_PORTS)]},
+        {"from": operator, "ports": [parts.tcp(CLIENT_HTTP_PORT)]},
+    ]
+    return [
+        parts.network_policy(pool, names.master(pool), MASTER, masters),
+        parts.network_policy(pool, names.store(pool), parts.STORE, stores),
+    ]
 
 
 def _pod_ip() -> Manifest:
@@ -209,15 +199,12 @@ def store_command(pool: Pool, backend: Backend) -> list[str]:
 
 def port_ranges() -> dict[str, str]:
     """Environment of a client that a NetworkPolicy protects."""
-    ranges = {"MC_STORE_CLIENT": NAME_PORTS}
-    variables = {
-        f"{prefix}_{end}_PORT": str(port)
-        for prefix, pair in ranges.items()
-        for end, port in zip(("MIN", "MAX"), pair, strict=True)
+    ranges = {"MC_STORE_CLIENT_{}_PORT": NAME_PORTS, "MC_{}_PRC_PORT": DATA_PORTS, "MC_{}_RPC_PORT": DATA_PORTS}
+    return {
+        name.format(end): str(port)
+        for name, (first, last) in ranges.items()
+        for end, port in (("MIN", first), ("MAX", last))
     }
-    for spelling in ("PRC", "RPC"):
-        variables |= {f"MC_MIN_{spelling}_PORT": str(DATA_PORTS[0]), f"MC_MAX_{spelling}_PORT": str(DATA_PORTS[1])}
-    return variables
 
 
 def _stores(pool: Pool, backend: Backend) -> Manifest:

@@ -11,6 +11,8 @@ from kvpool_operator.desired.pool import Manifest, Pool
 STORE = "store"
 """Component of the servers that hold blocks."""
 DEFAULT_MEMORY = "1Gi"
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+"""Kubernetes puts a namespace's name into it."""
 
 
 def memory(backend: Backend) -> str:
@@ -37,6 +39,33 @@ def budget(pool: Pool, name: str, component: str) -> Manifest:
             "selector": {"matchLabels": names.selector(pool, component)},
         }
     }
+
+
+def pool_pods(pool: Pool) -> list[Manifest]:
+    """For a NetworkPolicy: the pool's own Pods, and Pods of others that were given the pool."""
+    consumers = {"podSelector": {"matchLabels": {names.CONSUMER_LABEL: pool.name}}}
+    elsewhere = [
+        {"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: namespace}}, **consumers}
+        for namespace in pool.spec.injection.allowed_namespaces
+        if namespace != pool.namespace
+    ]
+    return [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}, consumers, *elsewhere]
+
+
+def operator_pods(pool: Pool) -> list[Manifest]:
+    """For a NetworkPolicy: the operator's namespace."""
+    return [{"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: pool.settings.namespace}}}]
+
+
+def network_policy(pool: Pool, name: str, component: str, ingress: list[Manifest]) -> Manifest:
+    head = names.child(pool, "networking.k8s.io/v1", "NetworkPolicy", name, names.labels(pool, component))
+    selector = {"matchLabels": names.selector(pool, component)}
+    return head | {"spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}}
+
+
+def tcp(first: int, last: int | None = None) -> Manifest:
+    """A port, or a range of them, in a NetworkPolicy."""
+    return {"protocol": "TCP", "port": first, **({"endPort": last} if last else {})}
 
 
 def service(pool: Pool, name: str, component: str, ports: dict[str, int], *, headless: bool = False) -> Manifest:
