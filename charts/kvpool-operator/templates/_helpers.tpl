@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 
 {{- /* The settings file: the values, plus what other values decide. */ -}}
 {{- define "kvpool.settings" -}}
-{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces "webhook" (include "kvpool.webhook" . | fromYaml)) .Values.settings) }}
+{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces "namespace" .Release.Namespace "webhook" (include "kvpool.webhook" . | fromYaml)) .Values.settings) }}
 {{- end }}
 
 {{- /* A Service's name has 63 characters at most. */ -}}
@@ -85,7 +85,14 @@ names:
   verbs: [get, list, watch, create, patch, delete]
 # Stores and engines.
 - apiGroups: [apps]
-  resources: [deployments]
+  resources: [deployments, statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+# Drains that leave a store of several servers able to serve, and stores without authentication shut to others.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
 # To say why an engine does not start (image, memory, GPU), and which Pods of others use a pool or were missed. The watch is
 # on Pods that carry the operator's label.

@@ -88,8 +88,10 @@ class Reconciler:
 
     async def _bring_about(self, key: PoolKey, body: Mapping[str, Any], spec: Any) -> Observed:
         metadata = body["metadata"]
-        probe, username = await self._observer.store_probe(key, spec)
-        material = Material(store_password="", hash_seed="", external_username=username)
+        probe, (username, sentinel_username) = await self._observer.store_probe(key, spec)
+        material = Material(
+            store_password="", hash_seed="", external_username=username, sentinel_username=sentinel_username
+        )
         pool = Pool(metadata["name"], metadata["namespace"], metadata["uid"], spec, material, self._settings)
         pool = await self._secrets.fill(pool, create=not spec.paused)
         seen = Observed(generation=metadata["generation"], pool=pool, probe=probe)

@@ -4,9 +4,10 @@ Pure: imports neither kopf nor a Kubernetes client nor a clock. Everything else 
 this package imports nothing of the operator.
 """
 
+from kvpool_operator.api.backend import Backend, StoreType
 from kvpool_operator.api.injection import ConflictPolicy, Delivery, Injection, InjectionMode
 from kvpool_operator.api.settings import Settings
-from kvpool_operator.api.spec import Backend, Engine, InvalidSpec, KVCachePoolSpec, StoreType, parse_spec
+from kvpool_operator.api.spec import Engine, InvalidSpec, KVCachePoolSpec, parse_spec
 from kvpool_operator.api.types import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
 __all__ = [

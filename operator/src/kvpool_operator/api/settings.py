@@ -20,6 +20,9 @@ class Images(_Section):
 
     redis: str = Field("docker.io/library/redis:8.2", min_length=1)
     valkey: str = Field("docker.io/valkey/valkey:9.0", min_length=1)
+    mooncake: str = Field("docker.io/kvcacheai/mooncake:0.3.13", min_length=1)
+    etcd: str = Field("registry.k8s.io/etcd:3.5.21-0", min_length=1)
+    lmcache: str = Field("docker.io/lmcache/vllm-openai:v0.5.6", min_length=1)
     engine: str = Field("kvpool/serving:0.1.0", min_length=1)
     payload: str = Field("kvpool/payload:0.1.0", min_length=1)
     """The connector for injection.delivery InitContainer."""
@@ -73,6 +76,8 @@ class Settings(_Section):
     engine_defaults: EngineDefaults = EngineDefaults()
     webhook: Webhook = Webhook()
     cluster_domain: str = "cluster.local"
+    namespace: str = "kvpool-system"
+    """The operator's own: NetworkPolicies let it reach the administration of stores."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all namespaces."""
     resync_seconds: float = Field(300, ge=1)

@@ -6,39 +6,21 @@ the rest of the pool (default memory, resources, probes) is computed in ``desire
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 
+from kvpool_operator.api.backend import Backend, StoreType
 from kvpool_operator.api.injection import Injection
-from kvpool_operator.api.types import FREE_FORM, ApiModel, ResourceQuantity, Rule, Size, list_field
+from kvpool_operator.api.sections import Resources
+from kvpool_operator.api.tiers import Connector, Tiers
+from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule, list_field
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 POOL_NAME_MAX = 40
 """Children are called <pool>-<part>, and a Service's name has 63 characters."""
-RESERVED_ENGINE_NAMES = ("store", "connector", "hash-seed")
-
-StoreSize = Annotated[str, Size("64Mi")]
-TierSize = Annotated[str, Size("16Mi")]
-
-
-class StoreType(enum.StrEnum):
-    """What engines share."""
-
-    REDIS = "Redis"
-    VALKEY = "Valkey"
-    NONE = "None"
-
-
-class Resources(ApiModel):
-    """Requests and limits of the main container."""
-
-    requests: dict[str, ResourceQuantity] | None = Field(
-        None, description="What the scheduler reserves.", max_length=16
-    )
-    limits: dict[str, ResourceQuantity] | None = Field(None, description="What the container may use.", max_length=16)
+RESERVED_ENGINE_NAMES = ("store", "connector", "hash-seed", "members", "sentinel", "master", "etcd")
 
 
 class Model(ApiModel):
@@ -63,113 +45,6 @@ class Model(ApiModel):
         max_length=253,
         pattern=r"^[A-Za-z0-9._/:-]+$",
         description="Name that clients ask for; absent: model.name.",
-    )
-
-
-class PasswordRef(ApiModel):
-    """A Secret in the pool's namespace."""
-
-    name: str = Field(min_length=1, max_length=253, description="The Secret's name.")
-    password_key: str = Field("password", max_length=253, description="Key that holds the password.")
-    username_key: str | None = Field(
-        None, max_length=253, description="Key that holds the ACL user's name; absent: the default user."
-    )
-
-
-class Auth(ApiModel):
-    """How to authenticate to an external store."""
-
-    secret_ref: PasswordRef = Field(description="Where the password is. It is mounted as a file, never copied.")
-
-
-class External(ApiModel):
-    """A store that somebody else runs."""
-
-    host: str = Field(
-        min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:-]+$", description="Host name or address, without port."
-    )
-    port: int = Field(6379, ge=1, le=65535, description="TCP port.")
-    database: int = Field(0, ge=0, le=1_000_000, description="Number of the database.")
-    auth: Auth | None = Field(None, description="Absent: the store asks for no password.")
-
-
-def _not_both(field: str, python_name: str) -> Rule:
-    return Rule(
-        cel=f"!(has(self.external) && has(self.{field}))",
-        message=f"spec.backend.{field} belongs to a store that kvpool runs, spec.backend.external to one that you run: "
-        "remove one of the two",
-        holds=lambda self: self.external is None or getattr(self, python_name) is None,
-        field_path=f".{field}",
-    )
-
-
-class Backend(ApiModel):
-    """The store that engines share: run by kvpool, or ``external``."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        _not_both("memory", "memory"),
-        _not_both("image", "image"),
-        _not_both("resources", "resources"),
-        _not_both("eviction", "eviction"),
-        Rule(
-            cel="self.type != 'None' || !(has(self.external) || has(self.memory) || has(self.image) || "
-            "has(self.resources) || has(self.eviction))",
-            message="spec.backend.type is None, so spec.backend must have no other field: "
-            "set the type to Redis or Valkey, or remove the rest",
-            holds=lambda self: (
-                self.type is not StoreType.NONE
-                or not any((self.external, self.memory, self.image, self.resources, self.eviction))
-            ),
-            field_path=".type",
-        ),
-    )
-
-    type: StoreType = Field(
-        StoreType.VALKEY, description="Redis and Valkey speak the same protocol; None: engines share nothing."
-    )
-    memory: StoreSize | None = Field(
-        None, description="Memory limit of the store kvpool runs (default 1Gi); 85% of it holds blocks."
-    )
-    eviction: Literal["allkeys-lru", "allkeys-lfu", "allkeys-random"] | None = Field(
-        None, description="Which blocks a full store drops (default allkeys-lru)."
-    )
-    image: str | None = Field(
-        None, min_length=1, max_length=512, description="Image of the store; absent: the operator's default."
-    )
-    resources: Resources | None = Field(
-        None, description="CPU and further resources of the store; its memory comes from 'memory'."
-    )
-    external: External | None = Field(None, description="Use this store instead of running one.")
-
-
-class CpuTier(ApiModel):
-    """Host memory inside each engine's Pod."""
-
-    size: TierSize = Field(description="Memory per engine replica for KV blocks.")
-
-
-class Tiers(ApiModel):
-    """Where an engine keeps blocks of its own."""
-
-    cpu: CpuTier | None = Field(None, description="Memory next to the engine: the fastest place after the GPU.")
-
-
-class ConnectorTimeouts(ApiModel):
-    """Upper bounds in milliseconds; whatever is late is recomputed."""
-
-    lookup_ms: int | None = Field(None, ge=1, le=10_000, description="Asking the store which blocks it has.")
-    fetch_ms: int | None = Field(None, ge=10, le=120_000, description="Reading one request's blocks.")
-    put_ms: int | None = Field(None, ge=10, le=120_000, description="Writing one batch of blocks.")
-    connect_ms: int | None = Field(None, ge=10, le=30_000, description="Connecting and authenticating.")
-
-
-class Connector(ApiModel):
-    """The part of kvpool that runs inside vLLM."""
-
-    timeouts: ConnectorTimeouts | None = Field(None, description="Absent: the connector's defaults.")
-    ttl_seconds: int | None = Field(None, ge=1, le=31_536_000, description="After this the store may forget a block.")
-    offload_generated_tokens: bool | None = Field(
-        None, description="Keep the KV of generated tokens too (default true)."
     )
 
 
@@ -247,10 +122,18 @@ class KVCachePoolSpec(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="(has(self.backend) && self.backend.type != 'None') || (has(self.tiers) && has(self.tiers.cpu))",
-            message="spec.backend and spec.tiers.cpu are both missing, so the pool would hold nothing: "
+            cel="(has(self.backend) && self.backend.type != 'None') || (has(self.tiers) && (has(self.tiers.cpu) || "
+            "has(self.tiers.disk)))",
+            message="spec.backend, spec.tiers.cpu and spec.tiers.disk are all missing, so the pool would hold nothing: "
             "set spec.backend.type to Redis or Valkey, or set spec.tiers.cpu.size",
-            holds=lambda self: self.has_store or self.tiers.cpu is not None,
+            holds=lambda self: self.has_store or self.tiers.cpu is not None or self.tiers.disk is not None,
+        ),
+        Rule(
+            cel="!has(self.connector) || !has(self.connector.ttlSeconds) || !has(self.backend) || "
+            "self.backend.type in ['Redis', 'Valkey', 'None']",
+            message="spec.connector.ttlSeconds is for Redis and Valkey only: remove it, or change spec.backend.type",
+            holds=lambda self: self.connector.ttl_seconds is None or not self.has_store or self.backend.is_redis,
+            field_path=".connector",
         ),
         Rule(
             cel="!has(self.engines) || size(self.engines) == 0 || has(self.model)",
@@ -279,6 +162,20 @@ class KVCachePoolSpec(ApiModel):
     def managed_store(self) -> Backend | None:
         """The store that kvpool runs, if it does."""
         return self.backend if self.backend and self.has_store and self.backend.external is None else None
+
+    @property
+    def managed_redis(self) -> Backend | None:
+        """The Redis or Valkey that kvpool runs: one server, or a group with sentinels."""
+        return self.managed_store if self.managed_store and self.managed_store.is_redis else None
+
+    def managed(self, kind: StoreType) -> Backend | None:
+        """The store that kvpool runs, if it is of this kind."""
+        return self.managed_store if self.managed_store and self.managed_store.type is kind else None
+
+    @property
+    def uses_sentinels(self) -> bool:
+        """Whether kvpool runs sentinels."""
+        return self.managed_redis is not None and self.managed_redis.mode == "Sentinel"
 
 
 class InvalidSpec(ValueError):

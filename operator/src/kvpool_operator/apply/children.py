@@ -19,6 +19,9 @@ from kvpool_operator.status.observed import Refusal
 
 _log = logging.getLogger(__name__)
 
+_FROZEN = ("immutable", "may not change once set", "updates to statefulset spec")
+"""How the API server says that a field can't be changed: of selectors and ConfigMaps, of Services, of StatefulSets."""
+
 
 class Children:
     """Applies and prunes. Holds what the API server made of our manifests, to recognise it."""
@@ -99,7 +102,7 @@ class Children:
         try:
             return await self._client.apply(resource, wanted)
         except Refused as error:
-            if error.status != 422 or live is None or "immutable" not in error.message:
+            if error.status != 422 or live is None or not any(word in error.message for word in _FROZEN):
                 raise
             # Somebody froze it, or a selector changed between versions of the operator. It is ours, so make it anew.
             _log.warning("%s %s/%s: %s", resource.kind, metadata["namespace"], metadata["name"], error.message)

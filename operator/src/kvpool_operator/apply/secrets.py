@@ -13,7 +13,7 @@ from typing import Any
 
 from kvpool_operator.apply.compare import sign
 from kvpool_operator.desired import Manifest, Material, Pool, names, seed
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.desired.stores import redis, sentinel
 from kvpool_operator.kube import SECRET, Client, Conflict, NotFound
 from kvpool_operator.observe.cache import Cache, owner_uid
 from kvpool_operator.observe.secrets import decoded
@@ -40,8 +40,18 @@ class SecretValues:
         Args:
             create: make what is missing; otherwise leave it empty.
         """
+        if pool.spec.uses_sentinels:
+            group_password, group_uid = await self._value(
+                pool,
+                names.group_auth(pool),
+                redis.PASSWORD_KEY,
+                new_password,
+                sentinel.build_group_secret,
+                create=create,
+            )
+            pool = _with(pool, group_password=group_password, group_secret_uid=group_uid)
         password, password_uid = "", ""
-        if pool.spec.managed_store is not None:
+        if pool.spec.managed_redis is not None:
             password, password_uid = await self._value(
                 pool, names.store_auth(pool), redis.PASSWORD_KEY, new_password, redis.build_auth_secret, create=create
             )
@@ -75,7 +85,7 @@ class SecretValues:
             if not create:
                 return "", ""
             value = new()
-            manifest = build(_with(pool, store_password=value, hash_seed=value))
+            manifest = build(_with(pool, store_password=value, hash_seed=value, group_password=value))
             assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
             secret = await self._create(manifest)
         return decoded(secret, key), str(secret["metadata"]["uid"])

@@ -6,9 +6,8 @@ compare hashes. One module for each component; names and labels are in ``names``
 
 from __future__ import annotations
 
-from kvpool_operator.desired import connector_config, engines, grants, seed
+from kvpool_operator.desired import connector_config, engines, grants, seed, stores
 from kvpool_operator.desired.pool import Manifest, Material, Pool
-from kvpool_operator.desired.stores import redis
 
 __all__ = ["Manifest", "Material", "Pool", "desired"]
 
@@ -19,16 +18,24 @@ def desired(pool: Pool) -> list[Manifest]:
     Raises:
         kvpool_connector.config.ConfigError: the connector's configuration cannot be made from this spec.
     """
-    config = connector_config.build_configmap(pool)
-    candidates = [
-        redis.build_auth_secret(pool),
+    manifests = [
+        *stores.build(pool),
         seed.build_secret(pool),
-        redis.build_configmap(pool),
-        config,
-        redis.build_service(pool),
+        connector_config.build_configmap(pool),
         *(engines.build_service(pool, engine) for engine in pool.spec.engines),
-        redis.build_deployment(pool),
-        *(engines.build_deployment(pool, engine) for engine in pool.spec.engines),
+        *(engines.build_workload(pool, engine) for engine in pool.spec.engines),
         *grants.build(pool),
     ]
-    return [manifest for manifest in candidates if manifest is not None]
+    return sorted(manifests, key=lambda manifest: _ORDER.index(manifest["kind"]))
+
+
+_ORDER = (
+    "Secret",
+    "ConfigMap",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Service",
+    "Deployment",
+    "StatefulSet",
+)
+"""What Pods mount and what protects them is there before they are."""

@@ -8,16 +8,14 @@ from typing import Any
 import yaml
 
 from kvpool_connector.config import ConnectorConfig, parse, parse_quantity
-from kvpool_operator.api import StoreType
-from kvpool_operator.desired import names
+from kvpool_operator.desired import disk, names
 from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.pool import Manifest, Pool
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.desired.stores import remotes
 
 FILE = "kvpool.yaml"
 DIRECTORY = "/etc/kvpool"
-PASSWORD_DIRECTORY = "/etc/kvpool-store"  # noqa: S105  (a directory)
-PASSWORD_FILE = f"{PASSWORD_DIRECTORY}/password"
+PASSWORD_DIRECTORY = remotes.PASSWORD_DIRECTORY
 STAGING = "512Mi"
 """Memory between GPU and store in a pool without a CPU tier of its own."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,43 +37,36 @@ def build(pool: Pool) -> ConnectorConfig:
     revision = pool.spec.model.revision if pool.spec.model else None
     content: dict[str, Any] = {
         "pool": {"name": pool.name, "namespace": pool.namespace},
-        "tiers": {"cpu": {"size": cpu_tier_bytes(pool)}},
+        "tiers": _tiers(pool),
         "tenant": pool.spec.isolation.tenant or "",
     }
     if revision and _COMMIT.fullmatch(revision):  # a branch moves, and would make different weights look alike
         content["model_revision"] = revision
-    if connector.offload_generated_tokens is not None:
-        content["offload_generated_tokens"] = connector.offload_generated_tokens
-    remote = _remote(pool)
+    content |= connector.model_dump(
+        include={"offload_generated_tokens", "chunk_tokens", "verify_one_in"}, exclude_none=True
+    )
+    for field in ("admission", "on_failure"):
+        if (word := getattr(connector, field)) is not None:
+            content[field] = word.lower()
+    remote = remotes.remote(pool)
     if remote is not None:
         content["remote"] = remote
     return parse(content, f"KVCachePool {pool.namespace}/{pool.name}")
 
 
-def _remote(pool: Pool) -> dict[str, Any] | None:
-    backend, connector = pool.spec.backend, pool.spec.connector
-    if backend is None or backend.type is StoreType.NONE:
-        return None
-    remote: dict[str, Any] = {"type": backend.type.lower()}
-    if backend.external is None:
-        remote |= {
-            "host": names.service_host(pool, names.store(pool)),
-            "port": redis.PORT,
-            "username": redis.USERNAME,
-            "password_file": PASSWORD_FILE,
-        }
-    else:
-        external = backend.external
-        remote |= {"host": external.host, "port": external.port, "database": external.database}
-        if external.auth is not None:
-            remote["password_file"] = PASSWORD_FILE
-            if pool.material.external_username:
-                remote["username"] = pool.material.external_username
-    if connector.ttl_seconds is not None:
-        remote["ttl_s"] = connector.ttl_seconds
-    if connector.timeouts is not None:
-        remote["timeouts"] = connector.timeouts.model_dump(exclude_none=True)
-    return remote
+def _tiers(pool: Pool) -> dict[str, Any]:
+    tiers = pool.spec.tiers
+    cpu: dict[str, Any] = {"size": cpu_tier_bytes(pool)}
+    if tiers.cpu and tiers.cpu.eviction_policy:
+        cpu["eviction_policy"] = tiers.cpu.eviction_policy.lower()
+    if tiers.disk is None:
+        return {"cpu": cpu}
+    files: dict[str, Any] = {"path": disk.directory(tiers.disk), "size": parse_quantity(tiers.disk.size)}
+    if tiers.disk.eviction_policy:
+        files["eviction_policy"] = tiers.disk.eviction_policy.lower()
+    if tiers.disk.write_policy:
+        files["write_policy"] = remotes.write_policy(tiers.disk.write_policy)
+    return {"cpu": cpu, "disk": files}
 
 
 def text(pool: Pool) -> str:
@@ -98,12 +89,5 @@ def build_configmap(pool: Pool) -> Manifest:
 
 def password_source(pool: Pool) -> tuple[str, str] | None:
     """Name and key of the Secret that has the store's password; None when the store asks for none."""
-    backend = pool.spec.backend
-    if backend is None or backend.type is StoreType.NONE:
-        return None
-    if backend.external is None:
-        return names.store_auth(pool), redis.PASSWORD_KEY
-    if backend.external.auth is None:
-        return None
-    reference = backend.external.auth.secret_ref
-    return reference.name, reference.password_key
+    sources = [source for source in remotes.password_sources(pool) if source.directory == PASSWORD_DIRECTORY]
+    return (sources[0].secret, sources[0].key) if sources else None

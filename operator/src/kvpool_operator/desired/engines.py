@@ -1,4 +1,8 @@
-"""vLLM: one Deployment and one Service for each entry of spec.engines."""
+"""vLLM: one workload and one Service for each entry of spec.engines.
+
+The workload is a Deployment; or a StatefulSet where a disk tier outlives the Pods, since a Pod finds its own files again by its
+name only.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import json
 
 from kvpool_connector.config import ENV_CONFIG_FILE
 from kvpool_operator.api import Engine
-from kvpool_operator.desired import connector_config, names, seed, sizing
+from kvpool_operator.desired import connector_config, disk, names, seed, sizing
 from kvpool_operator.desired.podpatch import merge, merge_list, merge_templates
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
+from kvpool_operator.desired.stores import mooncake, remotes
 
 COMPONENT = "engine"
 COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
@@ -34,7 +39,35 @@ def build_service(pool: Pool, engine: Engine) -> Manifest:
     }
 
 
+def kind(pool: Pool) -> str:
+    """Kind of every engine's workload."""
+    return "StatefulSet" if pool.spec.tiers.disk and pool.spec.tiers.disk.claim else "Deployment"
+
+
+def build_workload(pool: Pool, engine: Engine) -> Manifest:
+    return (build_stateful_set if kind(pool) == "StatefulSet" else build_deployment)(pool, engine)
+
+
 def build_deployment(pool: Pool, engine: Engine) -> Manifest:
+    further = {
+        "strategy": _strategy(engine),
+        "progressDeadlineSeconds": _START_SECONDS + 300,
+    }
+    return _workload(pool, engine, "Deployment", further)
+
+
+def build_stateful_set(pool: Pool, engine: Engine) -> Manifest:
+    """Pods with a volume each. They start together, and roll one after the other: a volume can't be in two Pods."""
+    further = {
+        "serviceName": names.engine(pool, engine),
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "RollingUpdate"},
+        **disk.claim_templates(pool),
+    }
+    return _workload(pool, engine, "StatefulSet", further)
+
+
+def _workload(pool: Pool, engine: Engine, workload_kind: str, further: Manifest) -> Manifest:
     labels = names.labels(pool, COMPONENT, engine.name)
     selector = names.selector(pool, COMPONENT, engine.name)
     template = {
@@ -44,16 +77,15 @@ def build_deployment(pool: Pool, engine: Engine) -> Manifest:
         },
         "spec": _pod_spec(pool, engine),
     }
-    return names.child(pool, "apps/v1", "Deployment", names.engine(pool, engine), labels) | {
+    return names.child(pool, "apps/v1", workload_kind, names.engine(pool, engine), labels) | {
         "spec": {
             "replicas": engine.replicas,
-            "strategy": _strategy(engine),
-            "progressDeadlineSeconds": _START_SECONDS + 300,
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector},
             "template": merge_templates(
                 template, pool.settings.engine_defaults.pod_template, engine.pod_template, selector=selector
             ),
+            **further,
         }
     }
 
@@ -78,7 +110,8 @@ def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
             {"name": "tmp", "emptyDir": {}},
             # Workers of one engine talk over shared memory; the container's memory limit bounds it.
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            *_password_volume(pool),
+            *_password_volumes(pool),
+            *disk.volumes(pool),
         ],
     }
 
@@ -91,13 +124,18 @@ def _spread(pool: Pool, engine: Engine) -> Manifest:
     return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
 
 
-def _password_volume(pool: Pool) -> list[Manifest]:
-    source = connector_config.password_source(pool)
-    if source is None:
-        return []
-    secret, key = source
-    items = [{"key": key, "path": "password"}]
-    return [{"name": "store-auth", "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}}]
+def _password_volumes(pool: Pool) -> list[Manifest]:
+    return [
+        {
+            "name": source.volume,
+            "secret": {
+                "secretName": source.secret,
+                "defaultMode": 0o440,
+                "items": [{"key": source.key, "path": "password"}],
+            },
+        }
+        for source in remotes.password_sources(pool)
+    ]
 
 
 def _container(pool: Pool, engine: Engine) -> Manifest:
@@ -106,9 +144,12 @@ def _container(pool: Pool, engine: Engine) -> Manifest:
         {"name": "config", "mountPath": connector_config.DIRECTORY, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+        *(
+            {"name": source.volume, "mountPath": source.directory, "readOnly": True}
+            for source in remotes.password_sources(pool)
+        ),
+        *disk.mounts(pool),
     ]
-    if connector_config.password_source(pool) is not None:
-        mounts.append({"name": "store-auth", "mountPath": connector_config.PASSWORD_DIRECTORY, "readOnly": True})
     return {
         "name": names.ENGINE_CONTAINER,
         "image": engine.image or pool.settings.images.engine,
@@ -117,7 +158,7 @@ def _container(pool: Pool, engine: Engine) -> Manifest:
         "env": _environment(pool, engine),
         "ports": [{"name": "http", "containerPort": engine.port, "protocol": "TCP"}],
         "resources": _resources(pool, engine),
-        "securityContext": container_context(),
+        "securityContext": mooncake.rdma_context() if remotes.rdma_resource(pool) else container_context(),
         "startupProbe": health | {"periodSeconds": 2, "failureThreshold": _START_SECONDS // 2},
         "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": health | {"periodSeconds": 15, "failureThreshold": 6, "timeoutSeconds": 10},
@@ -156,6 +197,7 @@ def _environment(pool: Pool, engine: Engine) -> list[Manifest]:
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (caches need a writable place)
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},
+        *disk.environment(pool),
     ]
     if _model(pool)[0].startswith("/"):
         environment.append({"name": "HF_HUB_OFFLINE", "value": "1"})
@@ -176,6 +218,8 @@ def _resources(pool: Pool, engine: Engine) -> Manifest:
     limits = own.get("limits", {})
     if engine.gpus:
         limits = {GPU_RESOURCE: engine.gpus, **limits}
+    if (rdma := remotes.rdma_resource(pool)) is not None:
+        limits = {rdma: 1, **limits}
     # A limit without a request is the request, as in Kubernetes itself; ours must not exceed it.
     computed = {name: value for name, value in requests.items() if name not in limits}
     merged = merge({"requests": computed}, own)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kvpool_operator.desired import connector_config, names, seed
 from kvpool_operator.desired.pool import Manifest, Pool
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.desired.stores import redis, remotes
 
 COMPONENT = "grant"
 
@@ -35,7 +35,7 @@ class Objects:
 
 def can_share(pool: Pool) -> bool:
     """Whether Pods of other namespaces can have all that they need."""
-    return pool.spec.managed_store is not None or connector_config.password_source(pool) is None
+    return pool.spec.managed_store is not None or not remotes.password_sources(pool)
 
 
 def objects(pool: Pool, namespace: str) -> Objects:

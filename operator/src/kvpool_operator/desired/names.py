@@ -11,6 +11,9 @@ POOL_LABEL = f"{GROUP}/pool"
 ENGINE_LABEL = f"{GROUP}/engine"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 
+CONSUMER_LABEL = f"{GROUP}/consumer"
+"""On Pods of others that use a pool; its value is the pool's name."""
+
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On Pod templates: a new configuration makes new Pods."""
 
@@ -32,6 +35,36 @@ def store(pool: Pool) -> str:
 
 def store_auth(pool: Pool) -> str:
     return f"{pool.name}-store-auth"
+
+
+def members(pool: Pool) -> str:
+    """Headless Service that gives each server of a store a name of its own."""
+    return f"{pool.name}-members"
+
+
+def sentinel(pool: Pool) -> str:
+    """StatefulSet, Service and ConfigMap of the sentinels."""
+    return f"{pool.name}-sentinel"
+
+
+def group_auth(pool: Pool) -> str:
+    """Secret with which the servers of a fail-over group and their sentinels trust each other."""
+    return f"{pool.name}-group-auth"
+
+
+def master(pool: Pool) -> str:
+    """Workload, Service and ConfigMap of Mooncake's masters."""
+    return f"{pool.name}-master"
+
+
+def etcd(pool: Pool) -> str:
+    """StatefulSet and headless Service of etcd."""
+    return f"{pool.name}-etcd"
+
+
+def member_host(pool: Pool, stateful_set: str, number: int | str, service: str) -> str:
+    """The full name of one Pod of a StatefulSet."""
+    return f"{stateful_set}-{number}.{service_host(pool, service)}"
 
 
 def connector(pool: Pool) -> str:

@@ -22,8 +22,13 @@ class Material:
     store_secret_uid: str = ""
     """Changes when the Secret was deleted and made anew, which rolls the Pods that hold the old password."""
     seed_secret_uid: str = ""
+    group_password: str = ""
+    """Among servers of a fail-over group and their sentinels; engines don't have it."""
+    group_secret_uid: str = ""
     external_username: str = ""
     """ACL user of an external store, from the user's Secret."""
+    sentinel_username: str = ""
+    """ACL user of external sentinels, from the user's Secret."""
 
     def __repr__(self) -> str:
         return "Material(…)"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvpool_operator.api import ConflictPolicy, Delivery, InjectionMode, InvalidSpec, Settings, parse_spec
-from kvpool_operator.desired import Material, Pool, connector_config, grants
+from kvpool_operator.desired import Material, Pool, connector_config, disk, grants
+from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection.names import PoolKey
 from kvpool_operator.injection.outcome import Skip, Why
 
@@ -24,6 +25,8 @@ class Facts:
         password: Secret and key; None where the store asks for none.
         cpu_tier: bytes that the connector takes in the container.
         payload_image: of the init container; None where the image has the connector.
+        sentinel_password: as ``password``, of external sentinels.
+        disk: an emptyDir for the disk tier; None without one, or where a person mounts its path.
     """
 
     key: PoolKey
@@ -34,6 +37,8 @@ class Facts:
     cpu_tier: int
     conflict_policy: ConflictPolicy
     payload_image: str | None
+    sentinel_password: tuple[str, str] | None = None
+    disk: Mapping[str, Any] | None = None
 
     @property
     def mark(self) -> str:
@@ -70,6 +75,7 @@ def gather(
             f"with the same spec.backend.external in namespace {namespace}",
         )
     objects = grants.objects(pool, namespace)
+    sentinels = [one for one in remotes.password_sources(pool) if one.directory == remotes.SENTINEL_PASSWORD_DIRECTORY]
     for kind, name in objects.created:
         if not is_there(kind, namespace, name):
             raise Skip(
@@ -86,6 +92,8 @@ def gather(
         password=objects.password,
         cpu_tier=connector_config.cpu_tier_bytes(pool),
         conflict_policy=injection.conflict_policy,
+        sentinel_password=(sentinels[0].secret, sentinels[0].key) if sentinels else None,
+        disk=disk.scratch(pool),
         payload_image=settings.images.payload if injection.delivery is Delivery.INIT_CONTAINER else None,
     )
 

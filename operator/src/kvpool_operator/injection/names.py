@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvpool_operator.api import GROUP
+from kvpool_operator.desired.names import CONSUMER_LABEL
 
 POOL = f"{GROUP}/pool"
 """Annotation: ``<name>`` or ``<namespace>/<name>`` of the pool to use. The one thing that a user has to write."""
@@ -19,7 +20,7 @@ INJECTED = f"{GROUP}/injected"
 """Annotation: ``<namespace>/<name>@<hash>``, the pool and the configuration that a Pod was made for."""
 SKIP_REASON = f"{GROUP}/skip-reason"
 """Annotation: ``<word>: <what to do>``, why an object was left as it was."""
-CONSUMER = f"{GROUP}/consumer"
+CONSUMER = CONSUMER_LABEL
 """Label on every Pod that was looked at, with the pool's name; the operator watches Pods by it."""
 
 RAY_CLUSTER = "ray.io/cluster"
@@ -29,6 +30,8 @@ RAY_NODE_TYPE = "ray.io/node-type"
 
 VOLUME_CONFIG = "kvpool-config"
 VOLUME_PASSWORD = "kvpool-store-auth"  # noqa: S105  (a volume's name)
+VOLUME_SENTINEL = "kvpool-sentinel-auth"
+VOLUME_DISK = "kvpool-disk"
 VOLUME_SHM = "kvpool-shm"
 VOLUME_PAYLOAD = "kvpool-payload"
 PAYLOAD_CONTAINER = "kvpool-payload"

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvpool_connector.config import ENV_CONFIG_FILE
-from kvpool_operator.desired import connector_config, seed
+from kvpool_operator.desired import connector_config, disk, seed
 from kvpool_operator.desired.podpatch import merge_list
+from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection import connectors, flags, launch, memory, names
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.launch import SHELL_VARIABLE, Launch, Style
@@ -205,6 +206,12 @@ def _mounts(facts: Facts) -> list[Json]:
         mounts.append(
             {"name": names.VOLUME_PASSWORD, "mountPath": connector_config.PASSWORD_DIRECTORY, "readOnly": True}
         )
+    if facts.sentinel_password is not None:
+        mounts.append(
+            {"name": names.VOLUME_SENTINEL, "mountPath": remotes.SENTINEL_PASSWORD_DIRECTORY, "readOnly": True}
+        )
+    if facts.disk is not None:
+        mounts.append({"name": names.VOLUME_DISK, "mountPath": disk.DIRECTORY})
     if facts.payload_image:
         mounts.append({"name": names.VOLUME_PAYLOAD, "mountPath": names.PAYLOAD_DIRECTORY, "readOnly": True})
     return mounts
@@ -212,11 +219,14 @@ def _mounts(facts: Facts) -> list[Json]:
 
 def _volumes(facts: Facts) -> list[Json]:
     volumes: list[Json] = [{"name": names.VOLUME_CONFIG, "configMap": {"name": facts.config_map}}]
-    if facts.password is not None:
-        secret, key = facts.password
-        # Readable by all of the container: who runs in it is not ours to know.
-        source = {"secretName": secret, "defaultMode": 0o444, "items": [{"key": key, "path": "password"}]}
-        volumes.append({"name": names.VOLUME_PASSWORD, "secret": source})
+    for name, password in ((names.VOLUME_PASSWORD, facts.password), (names.VOLUME_SENTINEL, facts.sentinel_password)):
+        if password is not None:
+            secret, key = password
+            # Readable by all of the container: who runs in it is not ours to know.
+            source = {"secretName": secret, "defaultMode": 0o444, "items": [{"key": key, "path": "password"}]}
+            volumes.append({"name": name, "secret": source})
+    if facts.disk is not None:
+        volumes.append({"name": names.VOLUME_DISK, "emptyDir": dict(facts.disk)})
     if facts.payload_image:
         volumes.append({"name": names.VOLUME_PAYLOAD, "emptyDir": {}})
     return volumes

@@ -35,6 +35,9 @@ CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap")
 SECRET = Resource("", "v1", "secrets", "Secret")
 SERVICE = Resource("", "v1", "services", "Service")
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
+STATEFUL_SET = Resource("apps", "v1", "statefulsets", "StatefulSet")
+POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 POD = Resource("", "v1", "pods", "Pod")
 EVENT = Resource("events.k8s.io", "v1", "events", "Event")
 RAY_CLUSTER = Resource("ray.io", "v1", "rayclusters", "RayCluster")
@@ -42,7 +45,15 @@ WEBHOOKS = Resource(
     "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"
 )
 
-CHILD_KINDS = (SECRET, CONFIG_MAP, SERVICE, DEPLOYMENT)
+CHILD_KINDS = (
+    SECRET,
+    CONFIG_MAP,
+    SERVICE,
+    DEPLOYMENT,
+    STATEFUL_SET,
+    POD_DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+)
 """Kinds of children: watched, applied and pruned."""
 
 _BY_KIND = {(resource.api_version, resource.kind): resource for resource in (*CHILD_KINDS, POOL)}

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvpool_operator.api import KVCachePoolSpec, Settings
-from kvpool_operator.api.spec import External
-from kvpool_operator.desired import Pool, engines, names
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.api.external import Auth
+from kvpool_operator.desired import Pool, engines, names, stores
 from kvpool_operator.kube import (
     CHILD_KINDS,
     CONFIG_MAP,
-    DEPLOYMENT,
     POD,
     POOL,
     SECRET,
@@ -24,14 +22,20 @@ from kvpool_operator.kube import (
     Resource,
 )
 from kvpool_operator.observe.cache import Cache, owner_uid
+from kvpool_operator.observe.external import Login, has_external, probe_external
 from kvpool_operator.observe.pods import troubles
-from kvpool_operator.observe.probe import Target, probe
 from kvpool_operator.observe.secrets import decoded
 from kvpool_operator.status.checks import replica_counts
 from kvpool_operator.status.observed import Consumer, Observed, PodTrouble, StoreProbe, StoreState
 
 PoolKey = tuple[str, str]
 """Namespace and name."""
+Usernames = tuple[str, str]
+"""Of an external store and of its sentinels, from the user's Secrets; empty: the default user."""
+
+
+class _SecretMissing(Exception):
+    """A Secret that the spec refers to has not what is needed."""
 
 
 class Observer:
@@ -51,7 +55,7 @@ class Observer:
         self._settings = settings
         self._clock = clock
         self._listed: dict[PoolKey, float] = {}
-        self._probed: dict[PoolKey, tuple[float, External, StoreProbe, str]] = {}
+        self._probed: dict[PoolKey, tuple[float, KVCachePoolSpec, StoreProbe, Usernames]] = {}
 
     async def pool(self, key: PoolKey) -> dict[str, Any] | None:
         """The pool as it is now. A cached one could be a deleted one, whose children would be made again."""
@@ -94,55 +98,66 @@ class Observer:
     def children(self, key: PoolKey) -> tuple[Mapping[str, Any], ...]:
         return self._cache.children(*key)
 
-    async def store_probe(self, key: PoolKey, spec: KVCachePoolSpec) -> tuple[StoreProbe | None, str]:
-        """The state of an external store, at most ``probe_seconds`` old, and the user name that its Secret holds."""
-        external = spec.backend.external if spec.backend and spec.has_store else None
-        if external is None:
-            return None, ""
+    async def store_probe(self, key: PoolKey, spec: KVCachePoolSpec) -> tuple[StoreProbe | None, Usernames]:
+        """The state of an external store or etcd, at most ``probe_seconds`` old, and the user names that its Secrets hold."""
+        backend = spec.backend
+        if backend is None or not has_external(spec):
+            return None, ("", "")
         now = self._clock()
         known = self._probed.get(key)
-        if known is not None and known[1] == external and now - known[0] < self._settings.probe_seconds * 0.9:
+        if known is not None and known[1].backend == backend and now - known[0] < self._settings.probe_seconds * 0.9:
             return known[2], known[3]
-        result, username = await self._probe(key[0], external)
-        self._probed[key] = now, external, result, username
-        return result, username
+        result, usernames = await self._probe(key[0], spec)
+        self._probed[key] = now, spec, result, usernames
+        return result, usernames
 
-    async def _probe(self, namespace: str, external: External) -> tuple[StoreProbe, str]:
-        username, password = "", None
-        if external.auth is not None:
-            reference = external.auth.secret_ref
-            try:
-                secret = await self._client.get(SECRET, namespace, reference.name)
-            except NotFound:
-                return StoreProbe(StoreState.SECRET_MISSING, f"Secret {reference.name} does not exist"), ""
-            for wanted in filter(None, (reference.password_key, reference.username_key)):
-                if not decoded(secret, wanted):
-                    return StoreProbe(StoreState.SECRET_MISSING, f"Secret {reference.name} has no key {wanted}"), ""
-            password = decoded(secret, reference.password_key)
-            username = decoded(secret, reference.username_key) if reference.username_key else ""
-        target = Target(external.host, external.port, external.database, username, password)
-        return await probe(target), username
+    async def _probe(self, namespace: str, spec: KVCachePoolSpec) -> tuple[StoreProbe, Usernames]:
+        external = spec.backend.external if spec.backend else None
+        sentinels = external.sentinel if external else None
+        try:
+            store_login = await self._login(namespace, external.auth if external else None)
+            sentinel_login = await self._login(namespace, sentinels.auth if sentinels else None)
+        except _SecretMissing as fault:
+            return StoreProbe(StoreState.SECRET_MISSING, str(fault)), ("", "")
+        found = await probe_external(spec, store_login, sentinel_login)
+        return found, (store_login.username, sentinel_login.username)
+
+    async def _login(self, namespace: str, auth: Auth | None) -> Login:
+        if auth is None:
+            return Login()
+        reference = auth.secret_ref
+        try:
+            secret = await self._client.get(SECRET, namespace, reference.name)
+        except NotFound:
+            raise _SecretMissing(f"Secret {reference.name} does not exist") from None
+        for wanted in filter(None, (reference.password_key, reference.username_key)):
+            if not decoded(secret, wanted):
+                raise _SecretMissing(f"Secret {reference.name} has no key {wanted}")
+        username = decoded(secret, reference.username_key) if reference.username_key else ""
+        return Login(username, decoded(secret, reference.password_key))
 
     async def look(self, pool: Pool, seen: Observed) -> Observed:
-        """``seen`` with the Deployments of the pool, what keeps Pods from running where some are missing, and consumers."""
-        deployments = {
-            str(body["metadata"]["name"]): body
-            for body in self._cache.children(pool.namespace, pool.name)
-            if body["kind"] == DEPLOYMENT.kind and owner_uid(body) == pool.uid
+        """``seen`` with what runs the Pods of the pool, what keeps Pods from running where some are missing, and consumers."""
+        components = {workload.name: (workload.kind, workload.component) for workload in stores.workloads(pool)}
+        components |= {
+            names.engine(pool, engine): (engines.kind(pool), engines.COMPONENT) for engine in pool.spec.engines
+        }
+        found = {
+            name: body
+            for name, (kind, _) in components.items()
+            if (body := self._cache.get((kind, pool.namespace, name))) is not None and owner_uid(body) == pool.uid
         }
         allowed = {pool.namespace, *pool.spec.injection.allowed_namespaces}
         found_consumers = self._consumers_of((pool.namespace, pool.name))
         consumers = tuple(one for one in found_consumers if one.namespace in allowed)
-        seen = dataclasses.replace(seen, deployments=deployments, consumers=consumers)
-        found = await asyncio.gather(*(self._troubles(pool, seen, name) for name in deployments))
-        return dataclasses.replace(seen, troubles=dict(zip(deployments, found, strict=True)))
+        seen = dataclasses.replace(seen, workloads=found, consumers=consumers)
+        troubled = await asyncio.gather(*(self._troubles(pool, seen, name, components[name][1]) for name in found))
+        return dataclasses.replace(seen, troubles=dict(zip(found, troubled, strict=True)))
 
-    async def _troubles(self, pool: Pool, seen: Observed, deployment: str) -> tuple[PodTrouble, ...]:
-        ready, wanted = replica_counts(seen, deployment)
+    async def _troubles(self, pool: Pool, seen: Observed, workload: str, component: str) -> tuple[PodTrouble, ...]:
+        ready, wanted = replica_counts(seen, workload)
         if ready >= wanted:
             return ()
-        engine = next((engine for engine in pool.spec.engines if names.engine(pool, engine) == deployment), None)
-        selector = (
-            names.selector(pool, engines.COMPONENT, engine.name) if engine else names.selector(pool, redis.COMPONENT)
-        )
+        engine = next((engine for engine in pool.spec.engines if names.engine(pool, engine) == workload), None)
+        selector = names.selector(pool, component, engine.name if engine else None)
         return troubles(await self._client.list(POD, pool.namespace, labels=selector, cached=True))

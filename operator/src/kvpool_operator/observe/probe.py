@@ -1,14 +1,18 @@
-"""Whether an external Redis or Valkey answers and lets us in: one connection, AUTH and PING, one deadline for all of it."""
+"""Whether an external Redis or Valkey answers and lets us in, and which primary a sentinel names: one connection, and one
+deadline for all of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
 _ANSWER_LIMIT = 4096
+Answer = TypeVar("Answer")
 
 
 def encode(*words: str) -> bytes:
@@ -37,35 +41,73 @@ class Target:
 
 async def probe(target: Target, *, deadline: float = 2.0) -> StoreProbe:
     """Try it once. Never raises for what a store or a network can do, and never repeats a password in what it says."""
+    return await _within(target, deadline, lambda reader, writer: _converse(target, reader, writer))
+
+
+async def sentinel_primary(target: Target, master_name: str, *, deadline: float = 2.0) -> tuple[str, int] | StoreProbe:
+    """The primary's address as a sentinel names it; or why it names none."""
+    return await _within(target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer))
+
+
+async def _within(
+    target: Target, deadline: float, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Answer]]
+) -> Answer | StoreProbe:
     try:
         async with asyncio.timeout(deadline):
-            return await _talk(target)
+            reader, writer = await asyncio.open_connection(target.host, target.port, limit=_ANSWER_LIMIT)
+            try:
+                return await talk(reader, writer)
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
     except TimeoutError:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {deadline:g} s")
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, UnicodeError) as error:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where}: {_words(error)}")
 
 
-async def _talk(target: Target) -> StoreProbe:
-    reader, writer = await asyncio.open_connection(target.host, target.port, limit=_ANSWER_LIMIT)
-    try:
-        return await _converse(target, reader, writer)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+async def _log_in(target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe | None:
+    """AUTH, where there is a password; why it was refused."""
+    if target.password is None:
+        return None
+    credentials = (target.username, target.password) if target.username else (target.password,)
+    answer = await _ask(reader, writer, "AUTH", *credentials)
+    # A server without any password refuses AUTH with another error; then it is the Secret that is too much.
+    if not answer.startswith("-"):
+        return None
+    # Some servers repeat what they did not understand, and this goes into a status.
+    words = answer.replace(target.password, "...") if target.password else answer
+    return StoreProbe(StoreState.AUTH_FAILED, f"{target.where} refused the user and password: {words[1:200]}")
+
+
+async def _ask_sentinel(
+    target: Target, master_name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[str, int] | StoreProbe:
+    if (refused := await _log_in(target, reader, writer)) is not None:
+        return refused
+    answer = await _ask(reader, writer, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", master_name)
+    if answer.startswith(("-NOAUTH", "-NOPERM", "-DENIED")):
+        return StoreProbe(StoreState.AUTH_FAILED, f"the sentinel {target.where} lets nobody in: {answer[1:200]}")
+    if answer in ("*-1", "$-1", "_"):
+        return StoreProbe(StoreState.UNKNOWN_MASTER, f"the sentinel {target.where} knows no master {master_name!r}")
+    if answer != "*2":
+        return StoreProbe(StoreState.UNREACHABLE, f"{target.where} answers, but not like a sentinel: {answer[:80]!r}")
+    host, port = [await _bulk(reader) for _ in range(2)]
+    return host, int(port)
+
+
+async def _bulk(reader: asyncio.StreamReader) -> str:
+    size = (await reader.readuntil(b"\r\n")).decode(errors="replace").strip()
+    if not size[1:].isdecimal() or int(size[1:]) > _ANSWER_LIMIT:
+        raise UnicodeError(f"not a length: {size[:20]!r}")
+    return (await reader.readexactly(int(size[1:]) + 2))[:-2].decode()
 
 
 async def _converse(target: Target, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
     where = target.where
-    if target.password is not None:
-        credentials = (target.username, target.password) if target.username else (target.password,)
-        answer = await _ask(reader, writer, "AUTH", *credentials)
-        # A server without any password refuses AUTH with another error; then it is the Secret that is too much.
-        if answer.startswith("-"):
-            # Some servers repeat what they did not understand, and this goes into a status.
-            words = answer.replace(target.password, "...") if target.password else answer
-            return StoreProbe(StoreState.AUTH_FAILED, f"{where} refused the user and password: {words[1:200]}")
+    if (refused := await _log_in(target, reader, writer)) is not None:
+        return refused
     answer = await _ask(reader, writer, "PING")
     if answer.startswith(("-NOAUTH", "-WRONGPASS", "-NOPERM", "-DENIED")):
         return StoreProbe(StoreState.AUTH_FAILED, f"{where} lets nobody in without a password: {answer[1:200]}")

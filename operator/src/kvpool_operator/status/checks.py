@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from kvpool_connector.config import format_bytes
 from kvpool_operator.api import Engine
-from kvpool_operator.desired import Pool, engines, names, sizing
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.desired import Pool, engines, names, sizing, stores
+from kvpool_operator.desired.stores import Workload, etcd
 from kvpool_operator.status.observed import Observed, StoreState
 
 
@@ -46,7 +46,7 @@ def config_was_written(seen: Observed) -> Finding | None:
 
 
 def store_was_written(seen: Observed) -> Finding | None:
-    return refused(seen, redis.COMPONENT)
+    return refused(seen, *stores.COMPONENTS)
 
 
 def engines_were_written(seen: Observed) -> Finding | None:
@@ -64,6 +64,9 @@ def refused(seen: Observed, *components: str) -> Finding | None:
 _STORE_FIXES = {
     StoreState.UNREACHABLE: "check spec.backend.external.host and port, and that a NetworkPolicy lets the operator and "
     "engines through",
+    StoreState.UNKNOWN_MASTER: "set spec.backend.external.sentinel.masterName to the name after 'sentinel monitor' in "
+    "sentinel.conf",
+    StoreState.NO_QUORUM: "bring back a majority of the members, or correct spec.backend.etcd.external.endpoints",
     StoreState.AUTH_FAILED: "correct the password in the Secret that spec.backend.external.auth.secretRef names, or add "
     "the reference if there is none",
     StoreState.NO_DATABASE: "correct spec.backend.external.database, or leave it out",
@@ -75,21 +78,73 @@ def external_store_answers(seen: Observed) -> Finding | None:
     if seen.probe is None or seen.probe.state is StoreState.AVAILABLE:
         return None
     state = seen.probe.state
-    message = f"{seen.probe.detail}; engines recompute until it is back: {_STORE_FIXES[state]}"
-    return Finding(state.value, message)
+    fix = _STORE_FIXES[state]
+    if state is StoreState.UNREACHABLE:
+        fix = fix.replace("host and port", _address_fields(seen))
+    return Finding(state.value, f"{seen.probe.detail}; engines recompute until it is back: {fix}")
+
+
+def _address_fields(seen: Observed) -> str:
+    """What spec.backend.external calls the address of this store."""
+    backend = seen.pool.spec.backend if seen.pool else None
+    external = backend.external if backend else None
+    if external is not None and external.master is not None:
+        return "master"
+    return "sentinel.endpoints" if external is not None and external.sentinel is not None else "host and port"
+
+
+def etcd_has_a_quorum(seen: Observed) -> Finding | None:
+    """The members that kvpool runs; without a majority etcd answers nobody, and Mooncake's masters with it."""
+    if seen.pool is None:
+        return None
+    for workload in stores.workloads(seen.pool):
+        ready = _ready_now(seen, workload.name)
+        if workload.component == etcd.COMPONENT and ready < workload.needed:
+            return Finding(
+                "EtcdQuorumLost",
+                f"{ready} of {workload.replicas} members of etcd are ready, {workload.needed} are needed"
+                f"{_because(seen, workload)}; bring members back, see the Pods of StatefulSet {workload.name}",
+            )
+    return None
 
 
 def managed_store_is_ready(seen: Observed) -> Finding | None:
-    if seen.pool is None or seen.pool.spec.managed_store is None:
+    """Whether each part of a store that kvpool runs has the Pods without which it does not work."""
+    if seen.pool is None:
         return None
-    name = names.store(seen.pool)
-    ready, wanted = replica_counts(seen, name)
-    if ready >= max(wanted, 1):
-        return None
-    trouble = _troubles(seen, name)
-    if trouble:
-        return Finding("StorePodFailing", f"Deployment {name}: {trouble}")
-    return Finding("StoreStarting", f"Deployment {name} has {ready} of {max(wanted, 1)} Pods ready")
+    for workload in stores.workloads(seen.pool):
+        counted, wanted = replica_counts(seen, workload.name)
+        # Of several servers some may be replaced while the rest serves; a lone one has to be the wanted one.
+        ready = counted if workload.replicas == 1 else _ready_now(seen, workload.name)
+        if wanted and ready >= workload.needed:
+            continue
+        if trouble := _troubles(seen, workload.name):
+            return Finding("StorePodFailing", f"{workload.kind} {workload.name}: {trouble}")
+        counts = f"{ready} of {workload.replicas} Pods ready"
+        needed = f", and needs {workload.needed}" if workload.needed < workload.replicas else ""
+        return Finding("StoreStarting", f"{workload.kind} {workload.name} has {counts}{needed}")
+    return None
+
+
+def store_lacks(seen: Observed) -> str:
+    """Servers that are missing although the store works without them; empty: none."""
+    pool = seen.pool
+    counts = [(one, _ready_now(seen, one.name)) for one in stores.workloads(pool)] if pool else []
+    return "; ".join(
+        f"{one.kind} {one.name} has {ready} of {one.replicas} Pods ready"
+        for one, ready in counts
+        if ready < one.replicas
+    )
+
+
+def _ready_now(seen: Observed, name: str) -> int:
+    """Pods that are ready, whatever their template."""
+    return int(seen.workloads.get(name, {}).get("status", {}).get("readyReplicas", 0))
+
+
+def _because(seen: Observed, workload: Workload) -> str:
+    trouble = _troubles(seen, workload.name)
+    return f" ({trouble})" if trouble else ""
 
 
 def engine_memory_fits(seen: Observed) -> Finding | None:
@@ -133,13 +188,13 @@ def _missing(seen: Observed, pool: Pool, engine: Engine) -> bool:
     return replica_counts(seen, names.engine(pool, engine))[0] < engine.replicas
 
 
-def replica_counts(seen: Observed, deployment: str) -> tuple[int, int]:
+def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:
     """Pods that are ready with the current template, and Pods wanted.
 
-    A Deployment's status may be about an older spec; then nothing of it counts, or a rollout would look finished before
+    A workload's status may be about an older spec; then nothing of it counts, or a rollout would look finished before
     it began.
     """
-    body = seen.deployments.get(deployment, {})
+    body = seen.workloads.get(workload, {})
     wanted = int(body.get("spec", {}).get("replicas", 0))
     status = body.get("status", {})
     if status.get("observedGeneration", -1) < body.get("metadata", {}).get("generation", 0):
@@ -147,8 +202,8 @@ def replica_counts(seen: Observed, deployment: str) -> tuple[int, int]:
     return min(int(status.get("readyReplicas", 0)), int(status.get("updatedReplicas", 0))), wanted
 
 
-def _troubles(seen: Observed, deployment: str) -> str:
+def _troubles(seen: Observed, workload: str) -> str:
     return "; ".join(
         f"Pod {trouble.pod}: {trouble.reason}{': ' if trouble.message else ''}{trouble.message}"
-        for trouble in seen.troubles.get(deployment, ())
+        for trouble in seen.troubles.get(workload, ())
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvpool_operator.desired import connector_config, names
-from kvpool_operator.desired.stores import redis
+from kvpool_operator.api import StoreType
+from kvpool_operator.desired import connector_config, names, stores
 from kvpool_operator.status import checks, consumers
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
@@ -18,6 +18,7 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.not_judged,
         checks.store_was_written,
         checks.external_store_answers,
+        checks.etcd_has_a_quorum,
         checks.managed_store_is_ready,
     ),
     "EnginesReady": (checks.not_judged, checks.engines_were_written, checks.engine_pods_are_ready),
@@ -79,7 +80,7 @@ def _all_is_well(kind: str, seen: Observed) -> Finding:
         "BackendAvailable": lambda: (
             ("NoStore", "the pool has no shared store; each engine keeps its own tier")
             if backend is None or not (pool and pool.spec.has_store)
-            else ("StoreReady", f"{backend.type} answers")
+            else _store_is_well(seen, backend.type)
         ),
         "EnginesReady": lambda: (
             ("EnginesReady", "all engines are ready")
@@ -90,6 +91,21 @@ def _all_is_well(kind: str, seen: Observed) -> Finding:
     }
     reason, message = texts[kind]()
     return Finding(reason, message, "True")
+
+
+_LIMITS = {
+    StoreType.LMCACHE_SERVER: "it has no eviction and no replication: it grows to its memory limit, is then restarted, and is "
+    "empty",
+    StoreType.INFINISTORE: "experimental: kvpool's authors never ran it, since they have no RDMA devices",
+}
+"""What a user has to know about a store that works."""
+
+
+def _store_is_well(seen: Observed, kind: StoreType) -> tuple[str, str]:
+    lacking = checks.store_lacks(seen)
+    if lacking:
+        return "StoreDegraded", f"{kind} answers, but {lacking}"
+    return "StoreReady", f"{kind} answers; {_LIMITS[kind]}" if kind in _LIMITS else f"{kind} answers"
 
 
 def _ready(findings: Mapping[str, Finding], seen: Observed) -> Finding:
@@ -134,7 +150,7 @@ def _facts(seen: Observed) -> dict[str, Any]:
             ]
         },
     }
-    address = _store_address(seen)
+    address = stores.address(pool)
     if address:
         facts["endpoints"]["store"] = address
     facts |= consumers.facts(seen)
@@ -147,14 +163,5 @@ def _store_word(seen: Observed) -> str:
     backend = seen.pool.spec.backend if seen.pool else None
     if backend is None:
         return "None"
-    return f"{backend.type} (external)" if backend.external else str(backend.type)
-
-
-def _store_address(seen: Observed) -> str | None:
-    pool = seen.pool
-    if pool is None or pool.spec.backend is None or not pool.spec.has_store:
-        return None
-    external = pool.spec.backend.external
-    if external is not None:
-        return f"{external.host}:{external.port}"
-    return f"{names.service_host(pool, names.store(pool))}:{redis.PORT}"
+    word = f"{backend.type} Sentinel" if backend.mode == "Sentinel" else str(backend.type)
+    return f"{word} (external)" if backend.external else word

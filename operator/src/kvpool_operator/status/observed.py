@@ -11,13 +11,15 @@ from kvpool_operator.desired import Pool
 
 
 class StoreState(enum.Enum):
-    """What a probe of an external store found."""
+    """What a probe of an external store or etcd found."""
 
     AVAILABLE = "Available"
     UNREACHABLE = "Unreachable"
     AUTH_FAILED = "AuthFailed"
     NO_DATABASE = "NoDatabase"
     SECRET_MISSING = "SecretMissing"  # noqa: S105  (a state's name)
+    UNKNOWN_MASTER = "UnknownMaster"
+    NO_QUORUM = "EtcdQuorumLost"
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Observed:
 
     Attributes:
         pool: None when the spec could not be read; then ``invalid`` says why.
-        deployments: Deployments of the pool by name, as they are now.
-        probe: of an external store; None for a managed one or none.
-        troubles: of Pods, by Deployment name; looked for only where Pods are missing.
+        workloads: Deployments and StatefulSets of the pool by name, as they are now.
+        probe: of an external store or etcd; None for a managed one or none.
+        troubles: of Pods, by workload name; looked for only where Pods are missing.
         refusals: what apply could not do.
         consumers: Pods of others that name the pool, in namespaces that may use it.
     """
@@ -84,7 +86,7 @@ class Observed:
     pool: Pool | None
     invalid: str | None = None
     invalid_config: str | None = None
-    deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    workloads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     probe: StoreProbe | None = None
     troubles: Mapping[str, tuple[PodTrouble, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()

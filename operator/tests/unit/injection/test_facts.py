@@ -40,6 +40,17 @@ def test_of_a_pool_in_the_same_namespace() -> None:
     assert gather(WITH_PASSWORD).password == ("mine", "password")
 
 
+def test_of_a_pool_with_a_disk_tier_and_external_sentinels() -> None:
+    group = {"masterName": "m", "endpoints": [{"host": "s"}], "auth": {"secretRef": {"name": "theirs"}}}
+    backend = {"type": "Redis", "external": {"sentinel": group}}
+    found = gather({"backend": backend, "tiers": {"disk": {"size": "1Gi"}}})
+    assert (found.password, found.sentinel_password) == (None, ("theirs", "password"))
+    assert found.disk == {"sizeLimit": "1191Mi"}
+    assert gather({"tiers": {"disk": {"size": "1Gi", "path": "/data"}}}).disk is None
+    with pytest.raises(Skip):
+        gather({"backend": backend, "injection": {"allowedNamespaces": ["web"]}}, "web")
+
+
 def test_of_a_pool_elsewhere_names_of_copies() -> None:
     found = gather({**MANAGED, "injection": {"allowedNamespaces": ["web"], "delivery": "InitContainer"}}, "web")
     assert (found.config_map, found.seed_secret) == ("team.demo-connector", "team.demo-hash-seed")

@@ -136,6 +136,16 @@ def test_tensor_parallelism_without_shared_memory_gets_some() -> None:
         assert "kvpool-shm" not in str(changed(untouched))
 
 
+def test_a_disk_tier_has_a_folder_and_external_sentinels_a_password() -> None:
+    body = changed(pod(serve()), disk={"sizeLimit": "1Gi"}, sentinel_password=("theirs", "word"))
+    mounts = {mount["mountPath"]: mount["name"] for mount in target(body)["volumeMounts"]}
+    assert mounts["/var/lib/kvpool"] == "kvpool-disk"
+    assert mounts["/etc/kvpool-sentinel"] == "kvpool-sentinel-auth"
+    volumes = {volume["name"]: volume for volume in body["spec"]["volumes"]}
+    assert volumes["kvpool-disk"]["emptyDir"] == {"sizeLimit": "1Gi"}
+    assert volumes["kvpool-sentinel-auth"]["secret"]["items"] == [{"key": "word", "path": "password"}]
+
+
 def test_no_password_no_volume() -> None:
     assert "kvpool-store-auth" not in str(changed(pod(serve()), password=None))
 

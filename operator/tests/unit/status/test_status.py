@@ -39,7 +39,7 @@ def healthy(make_pool: MakePool) -> Observed:
     return Observed(
         generation=3,
         pool=make_pool(SPEC),
-        deployments={"demo-store": deployment(1, 1), "demo-engine": deployment(2, 2)},
+        workloads={"demo-store": deployment(1, 1), "demo-engine": deployment(2, 2)},
     )
 
 
@@ -104,7 +104,7 @@ def test_an_external_store_that_works(make_pool: MakePool) -> None:
 
 
 def test_a_store_that_starts_and_a_store_that_fails(healthy: Observed) -> None:
-    starting = dataclasses.replace(healthy, deployments={**healthy.deployments, "demo-store": deployment(0, 1)})
+    starting = dataclasses.replace(healthy, workloads={**healthy.workloads, "demo-store": deployment(0, 1)})
     assert conditions(starting)["BackendAvailable"]["reason"] == "StoreStarting"
     trouble = PodTrouble("demo-store-x", "ImagePullBackOff", "no such image")
     failing = dataclasses.replace(starting, troubles={"demo-store": (trouble,)})
@@ -123,7 +123,7 @@ def test_a_store_that_starts_and_a_store_that_fails(healthy: Observed) -> None:
     ids=["one Pod missing", "old template", "status about an older spec", "no Deployment"],
 )
 def test_engines_are_not_ready(healthy: Observed, engine: dict[str, Any]) -> None:
-    seen = dataclasses.replace(healthy, deployments={**healthy.deployments, "demo-engine": engine})
+    seen = dataclasses.replace(healthy, workloads={**healthy.workloads, "demo-engine": engine})
     found = conditions(seen)
     assert (found["EnginesReady"]["status"], found["EnginesReady"]["reason"]) == ("False", "EnginesStarting")
     assert found["Ready"]["status"] == "False"
@@ -154,7 +154,7 @@ def test_a_paused_pool_says_so(make_pool: MakePool, healthy: Observed) -> None:
 def test_a_transition_time_changes_with_the_status_only(healthy: Observed) -> None:
     before = build_status(healthy, {}, "2020-01-01T00:00:00Z")
     starting = dataclasses.replace(
-        healthy, generation=4, deployments={**healthy.deployments, "demo-engine": deployment(1, 2)}
+        healthy, generation=4, workloads={**healthy.workloads, "demo-engine": deployment(1, 2)}
     )
     after = {c["type"]: c for c in build_status(starting, before, NOW)["conditions"]}
     assert after["EnginesReady"]["lastTransitionTime"] == NOW

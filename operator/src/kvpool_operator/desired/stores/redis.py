@@ -1,7 +1,7 @@
-"""Redis and Valkey, one server, run by kvpool: Secret, configuration, Service, Deployment.
+"""Redis and Valkey run by kvpool: users, configuration, the server's container; and the lone server (Deployment and Service).
 
-A Deployment and not a StatefulSet: there is no data to keep, and a Deployment replaces the Pod of a lost node by itself.
-Each builder returns None for a pool whose store is external or absent.
+A lone server is a Deployment and not a StatefulSet: there is no data to keep, and a Deployment replaces the Pod of a lost
+node by itself. A group with sentinels is in ``sentinel``. Each builder returns None for a pool whose store is another one.
 """
 
 from __future__ import annotations
@@ -13,151 +13,172 @@ from kvpool_connector.config import parse_quantity
 from kvpool_operator.api import Backend, StoreType
 from kvpool_operator.desired import names
 from kvpool_operator.desired.files import digest, render
-from kvpool_operator.desired.podpatch import merge, merge_templates
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
+from kvpool_operator.desired.stores import parts
 
 PORT = 6379
 USERNAME = "kvpool"
-COMPONENT = "store"
-DEFAULT_MEMORY = "1Gi"
+GROUP_USERNAME = "kvpool-group"
+"""As which servers of a group follow each other, and sentinels direct them."""
+COMPONENT = parts.STORE
+DEFAULT_MEMORY = parts.DEFAULT_MEMORY
 AUTH_DIRECTORY = "/etc/kvpool-store"
 CONFIG_DIRECTORY = "/etc/kvpool-store-config"
 PASSWORD_KEY = "password"  # noqa: S105  (the key's name, not a password)
 ACL_KEY = "users.acl"
 _MAX_MEMORY_SHARE = 0.85
+_MAX_MEMORY_SHARE_IN_GROUP = 0.75
+"""Lower: what replicas have not taken yet is buffered beside the blocks."""
 _PASSWORD_VARIABLES = {StoreType.REDIS: ("REDISCLI_AUTH",), StoreType.VALKEY: ("VALKEYCLI_AUTH", "REDISCLI_AUTH")}
 """Where the command line clients look for a password. valkey-cli was called otherwise in its first versions."""
+_GROUP_COMMANDS = (
+    "+multi +exec +slaveof +replicaof +ping +auth +hello +subscribe +publish +config|rewrite +role +info "
+    "+client|setname +client|kill +script|kill +psync +replconf"
+)
+"""Source: https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/, "ACL rules for Sentinel and replicas"."""
 
 
-def max_memory(memory: str) -> int:
+def max_memory(memory: str, *, in_group: bool = False) -> int:
     """Bytes for blocks. The rest of the limit is the server's own: client buffers hold whole values, and memory fragments."""
-    return int(parse_quantity(memory) * _MAX_MEMORY_SHARE)
+    return int(parse_quantity(memory) * (_MAX_MEMORY_SHARE_IN_GROUP if in_group else _MAX_MEMORY_SHARE))
 
 
-def acl(password: str) -> str:
+def password_digest(password: str) -> str:
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+def acl(password: str, group_password: str = "") -> str:
     """The server's users: ``default`` is shut, ``kvpool`` may use data but not administer the server.
 
-    The file has the password's digest only.
+    The file has digests of passwords only.
+
+    Args:
+        group_password: of the user of a fail-over group; empty: a lone server has none.
     """
-    hashed = hashlib.sha256(password.encode()).hexdigest()
-    return f"user default off\nuser {USERNAME} on #{hashed} ~* &* +@all -@admin -@dangerous +info\n"
+    users = f"user default off\nuser {USERNAME} on #{password_digest(password)} ~* &* +@all -@admin -@dangerous +info +role\n"
+    if group_password:
+        users += f"user {GROUP_USERNAME} on #{password_digest(group_password)} &* {_GROUP_COMMANDS}\n"
+    return users
 
 
 def build_auth_secret(pool: Pool) -> Manifest | None:
-    if pool.spec.managed_store is None:
+    if pool.spec.managed_redis is None:
         return None
-    content = {PASSWORD_KEY: pool.material.store_password, ACL_KEY: acl(pool.material.store_password)}
-    return names.child(pool, "v1", "Secret", names.store_auth(pool), names.labels(pool, COMPONENT)) | {
+    group_password = pool.material.group_password if pool.spec.uses_sentinels else ""
+    content = {
+        PASSWORD_KEY: pool.material.store_password,
+        ACL_KEY: acl(pool.material.store_password, group_password),
+    }
+    return secret(pool, names.store_auth(pool), content)
+
+
+def secret(pool: Pool, name: str, content: dict[str, str]) -> Manifest:
+    return names.child(pool, "v1", "Secret", name, names.labels(pool, COMPONENT)) | {
         "type": "Opaque",
         "data": {key: base64.b64encode(text.encode()).decode() for key, text in content.items()},
     }
 
 
-def build_configmap(pool: Pool) -> Manifest | None:
-    backend = pool.spec.managed_store
-    if backend is None:
-        return None
-    return names.child(pool, "v1", "ConfigMap", names.store(pool), names.labels(pool, COMPONENT)) | {
-        "data": {"redis.conf": _config_file(backend)}
-    }
-
-
-def _config_file(backend: Backend) -> str:
+def config_file(backend: Backend, *, in_group: bool = False) -> str:
     return render(
         "redis.conf.j2",
         port=PORT,
         acl_file=f"{AUTH_DIRECTORY}/{ACL_KEY}",
-        max_memory=max_memory(backend.memory or DEFAULT_MEMORY),
+        max_memory=max_memory(parts.memory(backend), in_group=in_group),
         eviction=backend.eviction or "allkeys-lru",
+        in_group=in_group,
     )
 
 
-def build_service(pool: Pool) -> Manifest | None:
-    if pool.spec.managed_store is None:
+def _lone(pool: Pool) -> Backend | None:
+    return None if pool.spec.uses_sentinels else pool.spec.managed_redis
+
+
+def build_configmap(pool: Pool) -> Manifest | None:
+    backend = _lone(pool)
+    if backend is None:
         return None
-    return names.child(pool, "v1", "Service", names.store(pool), names.labels(pool, COMPONENT)) | {
-        "spec": {
-            "selector": names.selector(pool, COMPONENT),
-            "ports": [{"name": "redis", "port": PORT, "targetPort": "redis", "protocol": "TCP"}],
-        }
-    }
+    return parts.config_map(pool, names.store(pool), COMPONENT, {"redis.conf": config_file(backend)})
+
+
+def build_service(pool: Pool) -> Manifest | None:
+    if _lone(pool) is None:
+        return None
+    return parts.service(pool, names.store(pool), COMPONENT, {"redis": PORT})
 
 
 def build_deployment(pool: Pool) -> Manifest | None:
-    backend = pool.spec.managed_store
+    backend = _lone(pool)
     if backend is None:
         return None
-    selector = names.selector(pool, COMPONENT)
-    rolled_by = {"config": _config_file(backend), "secret": pool.material.store_secret_uid}
-    template = {
-        "metadata": {
-            "labels": names.labels(pool, COMPONENT),
-            "annotations": {names.CONFIG_HASH_ANNOTATION: digest(rolled_by)},
-        },
-        "spec": pod_basics()
-        | {
-            "terminationGracePeriodSeconds": 5,  # nothing is saved
-            "containers": [_container(pool, backend)],
-            "volumes": [
-                {"name": "config", "configMap": {"name": names.store(pool)}},
-                {
-                    "name": "auth",
-                    "secret": {
-                        "secretName": names.store_auth(pool),
-                        "defaultMode": 0o440,
-                        "items": [{"key": ACL_KEY, "path": ACL_KEY}],
-                    },
-                },
-                {"name": "tmp", "emptyDir": {}},
-            ],
-        },
+    rolled_by = digest({"config": config_file(backend), "secret": pool.material.store_secret_uid})
+    spec = pod_basics() | {
+        "terminationGracePeriodSeconds": 5,  # nothing is saved
+        "containers": [container(pool, backend, [programs(backend)[0], f"{CONFIG_DIRECTORY}/redis.conf"])],
+        "volumes": volumes(pool),
     }
-    return names.child(pool, "apps/v1", "Deployment", names.store(pool), names.labels(pool, COMPONENT)) | {
-        "spec": {
-            "replicas": 1,
-            "strategy": {"type": "Recreate"},  # two servers behind one Service would each have half of the blocks
-            "selector": {"matchLabels": selector},
-            "template": merge_templates(template, pool.settings.store_defaults.pod_template, selector=selector),
-        }
-    }
+    return parts.deployment(pool, names.store(pool), COMPONENT, parts.template(pool, COMPONENT, rolled_by, spec))
 
 
-def _container(pool: Pool, backend: Backend) -> Manifest:
-    redis = backend.type is StoreType.REDIS
-    server, client = ("redis-server", "redis-cli") if redis else ("valkey-server", "valkey-cli")
-    default_image = pool.settings.images.redis if redis else pool.settings.images.valkey
+def build(pool: Pool) -> list[Manifest]:
+    """The lone server."""
+    built = (build_auth_secret(pool), build_configmap(pool), build_service(pool), build_deployment(pool))
+    return [manifest for manifest in built if manifest is not None]
+
+
+def programs(backend: Backend) -> tuple[str, str]:
+    """Server and command line client."""
+    return ("redis-server", "redis-cli") if backend.type is StoreType.REDIS else ("valkey-server", "valkey-cli")
+
+
+def image(pool: Pool, backend: Backend) -> str:
+    images = pool.settings.images
+    return backend.image or (images.redis if backend.type is StoreType.REDIS else images.valkey)
+
+
+def password_variables(pool: Pool, backend: Backend) -> list[Manifest]:
+    """The password of the engines' user, where the command line client looks for it."""
+    source = {"secretKeyRef": {"name": names.store_auth(pool), "key": PASSWORD_KEY}}
+    return [{"name": name, "valueFrom": source} for name in _PASSWORD_VARIABLES[backend.type]]
+
+
+def volumes(pool: Pool) -> list[Manifest]:
+    users = {
+        "secretName": names.store_auth(pool),
+        "defaultMode": 0o440,
+        "items": [{"key": ACL_KEY, "path": ACL_KEY}],
+    }
+    return [
+        {"name": "config", "configMap": {"name": names.store(pool)}},
+        {"name": "auth", "secret": users},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+
+
+def mounts() -> list[Manifest]:
+    return [
+        {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+        {"name": "auth", "mountPath": AUTH_DIRECTORY, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
+    ]
+
+
+def container(pool: Pool, backend: Backend, command: list[str]) -> Manifest:
+    """The server's container, whatever starts it."""
     # PING as the user that engines are, so that "ready" means "usable". The password comes by the environment.
-    ping = {"exec": {"command": [client, "-e", "--user", USERNAME, "ping"]}, "timeoutSeconds": 3}
-    password = {"secretKeyRef": {"name": names.store_auth(pool), "key": PASSWORD_KEY}}
+    ping = {"exec": {"command": [programs(backend)[1], "-e", "--user", USERNAME, "ping"]}, "timeoutSeconds": 3}
     return {
         "name": names.STORE_CONTAINER,
-        "image": backend.image or default_image,
-        "command": [server, f"{CONFIG_DIRECTORY}/redis.conf"],
-        "env": [{"name": name, "valueFrom": password} for name in _PASSWORD_VARIABLES[backend.type]],
-        "ports": [{"name": "redis", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": _resources(backend),
+        "image": image(pool, backend),
+        "command": command,
+        "env": password_variables(pool, backend),
+        "ports": parts.container_ports({"redis": PORT}),
+        "resources": parts.block_resources(backend),
         "securityContext": container_context(),
         "startupProbe": ping | {"periodSeconds": 1, "failureThreshold": 60},
         "readinessProbe": ping | {"periodSeconds": 5, "failureThreshold": 2},
         # A server that is busy for seconds is not dead, and restarting it would lose every block.
         "livenessProbe": {"tcpSocket": {"port": "redis"}, "periodSeconds": 10, "failureThreshold": 6},
-        "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
-            {"name": "auth", "mountPath": AUTH_DIRECTORY, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
-        ],
+        "volumeMounts": mounts(),
     }
-
-
-def _resources(backend: Backend) -> Manifest:
-    """Memory from ``memory``, as request and limit; the rest from ``resources``.
-
-    Half a core as a request: every engine of the pool waits for this server, and on a busy node the request is its share.
-    """
-    memory = {"memory": backend.memory or DEFAULT_MEMORY}
-    base: Manifest = {"requests": {"cpu": "500m", **memory}, "limits": dict(memory)}
-    if backend.resources is None:
-        return base
-    wanted = backend.resources.model_dump(exclude_none=True)
-    return merge(merge(base, wanted), {"requests": memory, "limits": memory})

@@ -1,0 +1,152 @@
+"""Whether an external store or etcd answers, kind by kind. One deadline for each probe; nothing is raised for what a server can
+do, and no password is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from kvpool_operator.api import KVCachePoolSpec, StoreType
+from kvpool_operator.api.external import External, ExternalSentinel
+from kvpool_operator.desired.stores import DEFAULT_PORTS
+from kvpool_operator.observe.probe import Target, probe, sentinel_primary
+from kvpool_operator.status.observed import StoreProbe, StoreState
+
+DEADLINE = 2.0
+_LM_HEALTH = struct.pack("<9i150s", 5, 0, 4, 6, 0, 0, 0, 0, 0, b"ready@1@0@0@uint8".ljust(150))
+"""LMCache's request HEALTH, and 36 bytes of answer. Source: lmcache 0.5.6, lmcache/v1/protocol.py."""
+_LM_ANSWER = 36
+
+
+@dataclass(frozen=True, repr=False)
+class Login:
+    """Of an external server. No ``repr``: it holds a password."""
+
+    username: str = ""
+    password: str | None = None
+
+
+def has_external(spec: KVCachePoolSpec) -> bool:
+    """Whether something has to be probed that no watch tells of."""
+    backend = spec.backend
+    if backend is None or not spec.has_store:
+        return False
+    return backend.external is not None or bool(backend.etcd and backend.etcd.external)
+
+
+async def probe_external(spec: KVCachePoolSpec, store: Login, sentinels: Login) -> StoreProbe:
+    """Try it once."""
+    backend = spec.backend
+    assert backend is not None  # noqa: S101  (has_external looked)
+    if backend.etcd is not None and backend.etcd.external is not None:
+        return await probe_etcd(backend.etcd.external.endpoints)
+    external = backend.external
+    assert external is not None  # noqa: S101
+    if external.sentinel is not None:
+        return await _probe_group(external, external.sentinel, store, sentinels)
+    if external.master is not None:
+        return await _probe_master(external.master)
+    host, port = external.host or "", external.port or DEFAULT_PORTS[backend.type]
+    if not backend.is_redis:
+        return await (probe_lmcache if backend.type is StoreType.LMCACHE_SERVER else probe_port)(host, port)
+    return await probe(Target(host, port, external.database or 0, store.username, store.password))
+
+
+async def _probe_group(external: External, group: ExternalSentinel, store: Login, sentinels: Login) -> StoreProbe:
+    """Ask the sentinels one after the other, then the primary that one of them names."""
+    last = StoreProbe(StoreState.UNREACHABLE, "no sentinel was asked")
+    for endpoint in group.endpoints:
+        target = Target(endpoint.host, endpoint.port, 0, sentinels.username, sentinels.password)
+        found = await sentinel_primary(target, group.master_name)
+        if isinstance(found, StoreProbe):
+            last = found if last.state is not StoreState.UNKNOWN_MASTER else last
+            continue
+        host, port = found
+        primary = Target(host, port, external.database or 0, store.username, store.password)
+        answer = await probe(primary)
+        return replace(answer, detail=f"the primary of {group.master_name}: {answer.detail}")
+    return last
+
+
+async def _probe_master(master: str) -> StoreProbe:
+    """Several masters are found through their etcd; whether one of them serves is then the engines' to see."""
+    if master.startswith("etcd://"):
+        return await probe_etcd(tuple(master.removeprefix("etcd://").split(";")))
+    return await probe_port(*_split(master))
+
+
+async def probe_port(host: str, port: int) -> StoreProbe:
+    """Whether somebody listens: these servers have no question that costs nothing and needs no client of theirs."""
+
+    async def nothing(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> StoreProbe:
+        return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} listens")
+
+    return await _converse(host, port, nothing)
+
+
+async def probe_lmcache(host: str, port: int) -> StoreProbe:
+    """LMCache's own HEALTH."""
+
+    async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
+        writer.write(_LM_HEALTH)
+        await writer.drain()
+        await reader.readexactly(_LM_ANSWER)
+        return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} answers")
+
+    return await _converse(host, port, health)
+
+
+async def probe_etcd(endpoints: tuple[str, ...]) -> StoreProbe:
+    """/health of all members: a member is healthy only if it sees a leader."""
+    found = await asyncio.gather(*(_etcd_member(endpoint) for endpoint in endpoints))
+    needed = len(endpoints) // 2 + 1
+    healthy = sum(probe.state is StoreState.AVAILABLE for probe in found)
+    faults = "; ".join(probe.detail for probe in found if probe.state is not StoreState.AVAILABLE)
+    said = f"{healthy} of {len(endpoints)} members of etcd are healthy, {needed} are needed"
+    if healthy >= needed:
+        return StoreProbe(StoreState.AVAILABLE, said)
+    return StoreProbe(StoreState.NO_QUORUM, f"{said}: {faults}")
+
+
+async def _etcd_member(endpoint: str) -> StoreProbe:
+    host, port = _split(endpoint)
+
+    async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
+        writer.write(f"GET /health HTTP/1.0\r\nHost: {endpoint}\r\n\r\n".encode())
+        await writer.drain()
+        status = (await reader.readuntil(b"\r\n")).split()
+        if len(status) > 1 and status[1] == b"200":
+            return StoreProbe(StoreState.AVAILABLE, f"{endpoint} is healthy")
+        return StoreProbe(StoreState.NO_QUORUM, f"{endpoint} sees no leader")
+
+    return await _converse(host, port, health)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[StoreProbe]]
+
+
+async def _converse(host: str, port: int, talk: Talk) -> StoreProbe:
+    try:
+        async with asyncio.timeout(DEADLINE):
+            reader, writer = await asyncio.open_connection(host, port, limit=4096)
+            try:
+                return await talk(reader, writer)
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except TimeoutError:
+        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port} did not answer within {DEADLINE:g} s")
+    except asyncio.IncompleteReadError:
+        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port}: the connection was closed in mid-answer")
+    except (OSError, asyncio.LimitOverrunError, UnicodeError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port}: {words or type(error).__name__}")

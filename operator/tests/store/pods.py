@@ -1,0 +1,107 @@
+"""Processes in place of Pods: the files of a pool's ConfigMaps, with this machine's paths, addresses and programs.
+
+Each Pod has a loopback address of its own, so that all listen on the same port as in a cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from testkit.servers import CACHE, free_port, server_command, wait_until
+
+
+def program_wrappers(folder: Path) -> None:
+    """redis-server, redis-cli, valkey-server and valkey-cli as programs on a PATH; Valkey's wheel has no client of its own.
+
+    Raises:
+        FileNotFoundError: with the command that gets what is missing.
+    """
+    (server,), environment = server_command("redis")
+    client = shutil.which("redis-cli") or str(CACHE / "redis/usr/bin/redis-cli")
+    (valkey,), _ = server_command("valkey")
+    library = environment.get("LD_LIBRARY_PATH", "")
+    for name, program in (
+        ("redis-server", server), ("redis-cli", client), ("valkey-server", valkey), ("valkey-cli", client),
+    ):  # fmt: skip
+        wrapper = folder / name
+        wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={library} exec {program} "$@"\n')
+        wrapper.chmod(0o755)
+
+
+def localized(text: str, names: Mapping[str, str], ports: Mapping[int, int]) -> str:
+    """The text with names and whole port numbers replaced, in one pass: what was put in is not replaced again."""
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = "|".join([*map(re.escape, longest_first), r"\d+"])
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        return names[word] if word in names else str(ports.get(int(word), word))
+
+    return re.sub(pattern, other, text)
+
+
+def fresh_ports(*numbers: int) -> dict[int, int]:
+    """A free port for each."""
+    return {number: free_port() for number in numbers}
+
+
+class PodProcess:
+    """One container. Its /tmp begins empty, as a new Pod's."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.name, self._command, self._folder = name, command, folder
+        self._environment = {**os.environ, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+
+    @property
+    def log(self) -> str:
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted(self._folder.parent.glob(f"{self.name}.*.log"))
+        )
+
+    def start(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        with (self._folder.parent / f"{self.name}.{self._starts}.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._starts += 1
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """As when the node is lost."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self._process is None:
+            return
+        if self.runs:
+            os.killpg(self._process.pid, number)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=10)
+        self._process = None
+
+
+__all__ = ["PodProcess", "fresh_ports", "localized", "program_wrappers", "wait_until"]

@@ -1,0 +1,261 @@
+"""Mooncake and etcd started from what the operator writes: blocks go in and out, a lost leader is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvpool_operator.api import Settings, parse_spec
+from kvpool_operator.desired import Manifest, Material, Pool, desired
+from kvpool_operator.desired.stores import etcd, mooncake
+from kvpool_operator.desired.stores.remotes import remote
+from kvpool_operator.observe.external import probe_etcd
+from kvpool_operator.status.observed import StoreState
+from testkit.engine import ENGINE_PYTHON, ROOT
+from testkit.servers import CACHE
+
+from .pods import PodProcess, fresh_ports, localized, wait_until
+
+OVERLAY = ROOT / ".venvs/mooncake"
+LIBRARIES = ":".join(str(path) for path in sorted((OVERLAY / "debian").glob("**/*-linux-gnu")))
+MASTERS = [f"127.0.12.{number}" for number in (1, 2, 3)]
+STORES = [f"127.0.13.{number}" for number in (1, 2)]
+MEMBERS = [f"127.0.14.{number}" for number in (1, 2, 3)]
+_CLIENT = """
+import base64, json, sys
+from mooncake.store import MooncakeDistributedStore
+store = MooncakeDistributedStore()
+master, metadata, script = sys.argv[1], sys.argv[2], json.load(sys.stdin)
+assert store.setup("127.0.0.1", metadata, 0, 16 << 20, "tcp", "", master) == 0
+found = []
+for verb, key, value in script:
+    if verb == "put":
+        found.append(store.put(key, base64.b64decode(value)))
+    else:
+        found.append(base64.b64encode(store.get(key)).decode())
+print("RESULT " + json.dumps(found))
+store.close()
+"""
+
+
+def etcd_program() -> str:
+    """The binary of the cluster's own etcd."""
+    found = sorted(CACHE.glob("etcd-*/usr/bin/etcd"))
+    if not found:
+        pytest.skip("etcd is missing: python3 -m e2e.cluster up --mode control")
+    return str(found[-1])
+
+
+class Store:
+    """The processes of one pool's Mooncake."""
+
+    def __init__(self, spec: dict[str, Any], work: Path) -> None:
+        if not (OVERLAY / "mooncake").exists() or not ENGINE_PYTHON.exists():
+            pytest.skip("Mooncake is missing: tools/setup.sh engine servers")
+        self.pool = Pool("demo", "team", "uid", parse_spec({"backend": spec}), Material("p", "1"), Settings())
+        manifests = {(one["kind"], one["metadata"]["name"]): one for one in desired(self.pool)}
+        self.ports = fresh_ports(
+            mooncake.RPC_PORT, mooncake.ADMIN_PORT, mooncake.CLIENT_HTTP_PORT, etcd.CLIENT_PORT, etcd.PEER_PORT
+        )
+        members = [endpoint.rpartition(":")[0] for endpoint in etcd.endpoints(self.pool)]
+        self.names = dict(zip(members, MEMBERS, strict=False))
+        self.names["demo-master.team.svc.cluster.local"] = MASTERS[0]
+        self.pods: dict[str, PodProcess] = {}
+        self.work = work
+        if ("StatefulSet", "demo-etcd") in manifests:
+            self._etcd(manifests["StatefulSet", "demo-etcd"])
+        config = work / "master.yaml"
+        config.write_text(self._local(manifests["ConfigMap", "demo-master"]["data"][mooncake.CONFIG_FILE]))
+        replicas = manifests["Deployment", "demo-master"]["spec"]["replicas"]
+        self.masters_of_several = MASTERS if replicas > 1 else []
+        for host in MASTERS[:replicas]:
+            self._pod(
+                host, manifests["Deployment", "demo-master"], {f"{mooncake.CONFIG_DIRECTORY}/master.yaml": str(config)}
+            )
+        for host in STORES[: manifests["StatefulSet", "demo-store"]["spec"]["replicas"]]:
+            self._pod(host, manifests["StatefulSet", "demo-store"], {})
+
+    def _local(self, text: str, **further: str) -> str:
+        return localized(text, {**self.names, **further}, self.ports)
+
+    def _pod(self, host: str, workload: Manifest, paths: dict[str, str]) -> None:
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        program, *flags = container["command"]
+        environment = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+        own = {**self.names, **paths, "$(POD_IP)": host}
+        command = [str(OVERLAY / "mooncake" / program), *(localized(flag, own, self.ports) for flag in flags)]
+        if program == "mooncake_master":
+            # On one machine the others have the same port; in a cluster each Pod has its own address anyway.
+            command += [
+                f"--metrics_host={host}",
+                *([] if "--rpc_address" in " ".join(flags) else [f"--rpc_address={host}"]),
+            ]
+        if program == "mooncake_client":
+            command += [f"--port={50052 + int(host[-1])}"]  # its local socket is named after it
+        self.pods[host] = PodProcess(
+            host, command, self.work / host / "tmp", {**environment, "LD_LIBRARY_PATH": LIBRARIES}
+        )
+
+    def _etcd(self, workload: Manifest) -> None:
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        suffix = ".demo-etcd.team.svc.cluster.local"
+        for number, host in enumerate(MEMBERS[: workload["spec"]["replicas"]]):
+            own = {
+                **self.names, f"$(POD_NAME){suffix}": host, "$(POD_NAME)": f"demo-etcd-{number}", "0.0.0.0": host,  # noqa: S104
+                etcd.DATA_DIRECTORY: str(self.work / f"data-{number}"),
+            }  # fmt: skip
+            flags = [localized(flag, own, self.ports) for flag in container["args"]]
+            self.pods[host] = PodProcess(host, [etcd_program(), *flags], self.work / host / "tmp", {})
+
+    def start(self, *hosts: str) -> None:
+        for host in hosts:
+            if host in self.pods:
+                self.pods[host].start()
+
+    def page(self, host: str, port: int, path: str) -> str:
+        """An HTTP answer; empty when there is none."""
+        try:
+            with urllib.request.urlopen(f"http://{host}:{self.ports[port]}{path}", timeout=2) as answer:
+                return str(answer.read().decode())
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return ""
+
+    def ready(self, host: str) -> bool:
+        """By the probe that the Pod has."""
+        if host in STORES:
+            return "healthy" in self.page(host, mooncake.CLIENT_HTTP_PORT, "/health")
+        if self.pods[host].name not in self.masters_of_several:
+            with socket.socket() as attempt:
+                return attempt.connect_ex((host, self.ports[mooncake.RPC_PORT])) == 0
+        command = mooncake.LEADER_IS_KNOWN.format(port=self.ports[mooncake.ADMIN_PORT]).replace("127.0.0.1", host)
+        return (
+            subprocess.run(["bash", "-c", command], check=False, timeout=10, stderr=subprocess.DEVNULL).returncode == 0
+        )
+
+    def leader(self) -> str | None:
+        """The master that serves."""
+        return next(
+            (host for host in MASTERS if self.page(host, mooncake.ADMIN_PORT, "/role").strip() == "leader"), None
+        )
+
+    def await_ready(self, *hosts: str) -> None:
+        for host in hosts:
+            if host in self.pods:
+                try:
+                    wait_until(f"{host} is ready", lambda host=host: self.ready(host), 60, 0.2)
+                except TimeoutError as error:
+                    raise AssertionError(f"{error}: {self.pods[host].log[-3000:]}") from None
+
+    def engine(self, script: list[tuple[str, str, bytes]]) -> list[Any]:
+        """Mooncake's own client, where engines would have it, with the addresses of the connector's file."""
+        section = remote(self.pool)
+        assert section is not None
+        words = [(verb, key, base64.b64encode(value).decode()) for verb, key, value in script]
+        addresses = [self._local(section[name]) for name in ("master", "metadata_server")]
+        done = subprocess.run(
+            [str(ENGINE_PYTHON), "-c", _CLIENT, *addresses], input=json.dumps(words),
+            env={**os.environ, "PYTHONPATH": str(OVERLAY), "LD_LIBRARY_PATH": LIBRARIES},
+            capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
+        answer = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+        assert answer is not None, done.stderr[-3000:] + done.stdout[-1000:]
+        found: list[Any] = json.loads(answer.removeprefix("RESULT "))
+        return [base64.b64decode(one) if isinstance(one, str) else one for one in found]
+
+    def close(self) -> None:
+        for pod in self.pods.values():
+            pod.kill()
+
+
+def _store(spec: dict[str, Any], work: Path) -> Iterator[Store]:
+    made = Store({"type": "Mooncake", "memory": "256Mi", **spec}, work)
+    try:
+        made.start(*MEMBERS, *MASTERS, *STORES)
+        made.await_ready(*MASTERS, *STORES)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    yield from _store({"mooncake": {"replicas": 2}}, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def ha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    yield from _store({"mooncake": {"ha": True, "metadata": "Etcd"}}, tmp_path_factory.mktemp("ha"))
+
+
+BLOCK = bytes(range(256)) * 4096
+
+
+@pytest.mark.timeout(180)
+def test_what_an_engine_puts_another_gets(plain: Store) -> None:
+    assert plain.engine([("put", "block", BLOCK)]) == [0]
+    assert plain.engine([("get", "block", b""), ("get", "other", b"")]) == [BLOCK, b""]
+
+
+@pytest.mark.timeout(120)
+def test_stores_listen_on_the_ports_that_the_network_policy_opens(plain: Store) -> None:
+    segments = plain.page(MASTERS[0], mooncake.ADMIN_PORT, "/get_all_segments").split()
+    assert sorted(segment.rpartition(":")[0] for segment in segments) == STORES
+    assert all(mooncake.NAME_PORTS[0] <= int(one.rpartition(":")[2]) <= mooncake.NAME_PORTS[1] for one in segments)
+    allowed = {
+        *range(*mooncake.DATA_PORTS),
+        mooncake.DATA_PORTS[1],
+        plain.ports[mooncake.CLIENT_HTTP_PORT],
+        50053,
+        50054,
+    }
+    for host in STORES:
+        process = plain.pods[host].pid
+        lines = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+        ports = {int(line.split()[3].rpartition(":")[2]) for line in lines if f"pid={process}," in line}
+        assert ports
+        assert ports <= allowed
+
+
+@pytest.mark.timeout(120)
+def test_the_segment_leaves_room_below_the_memory_limit(plain: Store) -> None:
+    summary = plain.page(MASTERS[0], mooncake.ADMIN_PORT, "/metrics/summary")
+    assert f"/ {2 * mooncake.segment_bytes('256Mi') / (1 << 20):.2f} MB" in summary
+    assert mooncake.segment_bytes("256Mi") * 1.15 + (80 << 20) < 256 << 20
+
+
+@pytest.mark.timeout(360)
+def test_a_lost_leader_is_replaced_and_blocks_are_still_found(ha: Store) -> None:
+    lost = ha.leader()
+    assert lost is not None
+    assert ha.engine([("put", "block", BLOCK)]) == [0]
+    ha.pods[lost].kill()
+    wait_until("another leader", lambda: ha.leader() not in (None, lost), 60, 0.5)
+    # The stores have to find the new leader first; until then it is a miss.
+    wait_until("the block is found again", lambda: ha.engine([("get", "block", b"")]) == [BLOCK], 150, 1)
+
+
+@pytest.mark.timeout(240)
+def test_without_a_quorum_the_masters_are_not_ready_and_the_probe_says_why(ha: Store) -> None:
+    endpoints = tuple(f"{host}:{ha.ports[etcd.CLIENT_PORT]}" for host in MEMBERS)
+
+    def state() -> StoreState:
+        return asyncio.run(probe_etcd(endpoints)).state
+
+    ha.pods[MEMBERS[0]].kill()
+    wait_until("two of three members serve", lambda: state() is StoreState.AVAILABLE, 30, 0.2)
+    ha.pods[MEMBERS[1]].kill()
+    wait_until("one of three does not", lambda: state() is StoreState.NO_QUORUM, 30, 0.2)
+    assert "of 3 members of etcd are healthy, 2 are needed" in asyncio.run(probe_etcd(endpoints)).detail
+    running = [host for host in MASTERS if ha.pods[host].runs]
+    wait_until("no master is ready", lambda: not any(ha.ready(host) for host in running), 60, 0.5)
