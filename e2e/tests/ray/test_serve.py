@@ -95,13 +95,13 @@ class Ray:
         self._application = self._run("serve", "ray.serve.scripts", "run", str(self._application_file))
 
         def answers() -> bool:
+            """A completion: the list of models is there before the engine is."""
             assert self._application is not None
             assert self._application.poll() is None, (self._folder / "serve.log").read_text()[-3000:]
             try:
-                models = json.loads(self._ask("/v1/models")).get("data", [])
+                return bool(self.complete("Ready?"))
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
-            return MODEL in {model["id"] for model in models}
 
         wait_until(f"the application answers ({self._folder}/serve.log)", answers, START_S, poll_s=1)
 
