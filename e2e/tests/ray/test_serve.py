@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -52,6 +53,7 @@ class Ray:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": f"127.0.0.1:{self._port}",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",  # it ends workers when other programs fill the machine's memory
         }
         self._application_file = folder / "serve.yaml"
         self._application_file.write_text(yaml.safe_dump(self._application_config()))
@@ -93,13 +95,13 @@ class Ray:
         self._application = self._run("serve", "ray.serve.scripts", "run", str(self._application_file))
 
         def answers() -> bool:
+            """A completion: the list of models is there before the engine is."""
             assert self._application is not None
             assert self._application.poll() is None, (self._folder / "serve.log").read_text()[-3000:]
             try:
-                models = json.loads(self._ask("/v1/models")).get("data", [])
+                return bool(self.complete("Ready?"))
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
-            return MODEL in {model["id"] for model in models}
 
         wait_until(f"the application answers ({self._folder}/serve.log)", answers, START_S, poll_s=1)
 
@@ -130,14 +132,15 @@ class Ray:
             )
 
     def _end(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
-        if process is None or process.poll() is not None:
+        """Ask it, then end what is left of its group: a node that did not start leaves servers behind."""
+        if process is None:
             return
-        process.send_signal(number)
-        try:
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            process.send_signal(number)
             process.wait(120)
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+        process.wait(10)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
         request = urllib.request.Request(

@@ -33,7 +33,7 @@ def _install(kubectl: Kubectl, crds: list[Path]) -> None:
     names = [kubectl("apply", "--server-side", "--force-conflicts", "-o", "name", "-f", str(file)) for file in crds]
     wait = ["wait", "--for=condition=Established", "--timeout=10s", *(name.strip() for name in names)]
     # kubectl takes a CRD without any condition for an error, not for one to wait for.
-    eventually(lambda: kubectl.run(*wait).returncode == 0, seconds=30, what="CRDs")
+    eventually(lambda: kubectl.run(*wait).returncode == 0, seconds=120, what="CRDs")
 
 
 def _admins_kubeconfig(kubectl: Kubectl, work: Path) -> Path:
