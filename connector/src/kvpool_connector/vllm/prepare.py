@@ -63,8 +63,8 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     if kv_role is not Role.BOTH and config.remote is None:
         said.append(
             Line(
-                f"kv_role is {kv_role.value}, and kvpool has no store through which prefill and decode engines meet: set remote in "
-                "kvpool's configuration; until then the engine keeps a cache of its own, as with kv_both",
+                f"kv_role is {kv_role.value}, and kvpool has no store through which prefill and decode engines meet: set "
+                "remote in kvpool's configuration; until then the engine keeps a cache of its own, as with kv_both",
                 warning=True,
             )
         )
