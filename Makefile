@@ -62,6 +62,7 @@ test-controllers: ## InferenceServices and RayServices through KServe's and Kube
 	@tools/setup.sh dev
 	$(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
+	@tools/setup.sh partners
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py
@@ -71,6 +72,7 @@ test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5
 	@tools/setup.sh ray
 	$(DEV)/pytest e2e/tests/ray
 test-slow: setup ## What is too slow for every run
+	@tools/setup.sh lmcache
 	$(DEV)/pytest operator/tests connector/tests/unit connector/tests/store e2e/tests -m slow
 	$(ENGINE)/pytest connector/tests/engine -m slow
 

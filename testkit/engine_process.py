@@ -6,15 +6,16 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
 from testkit.http_client import healthy
 from testkit.servers import free_port, wait_until
 
-START_S = 300.0
-KV_TRANSFER = {
+START_S = 600.0
+KV_TRANSFER: dict[str, Any] = {
     "kv_connector": "KVPoolConnector",
     "kv_connector_module_path": "kvpool_connector.vllm",
     "kv_role": "kv_both",
@@ -33,14 +34,20 @@ class EngineProcess:
         config: Path | None,
         arguments: Sequence[str] = (),
         python: Path = ENGINE_PYTHON,
+        transfer: Mapping[str, Any] = KV_TRANSFER,
+        overlays: Sequence[Path] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         folder: for the log.
         config: the connector's configuration file; None: vLLM alone.
         arguments: further ones for vLLM.
         python: of the environment with vLLM in it.
+        transfer: vLLM's kv_transfer_config, if there is a configuration file.
+        overlays: folders with further packages.
+        variables: further ones of the environment.
         """
-        self._python = python
+        self._python, self._transfer, self._overlays, self._variables = python, transfer, overlays, variables or {}
         self.name, self.log, self._config = name, folder / f"{name}.log", config
         self.port = free_port()
         self._arguments = list(arguments)
@@ -60,12 +67,13 @@ class EngineProcess:
         ]  # fmt: skip
         extra = {"VLLM_SERVER_DEV_MODE": "1"}
         if self._config is not None:
-            command += ["--kv-transfer-config", json.dumps(KV_TRANSFER)]
-            extra |= {"PYTHONPATH": str(CONNECTOR), "KVPOOL_CONFIG_FILE": str(self._config)}
+            command += ["--kv-transfer-config", json.dumps(dict(self._transfer))]
+            path = os.pathsep.join(map(str, (CONNECTOR, *self._overlays)))
+            extra |= {"PYTHONPATH": path, "KVPOOL_CONFIG_FILE": str(self._config)}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | environment() | extra,
+                env={**os.environ, **environment(), **extra, **self._variables},
             )  # fmt: skip
 
     def serving(self) -> None:

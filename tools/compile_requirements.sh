@@ -7,5 +7,5 @@ compile() { uv pip compile -q --upgrade --generate-hashes --no-emit-index-url --
 for name in operator dev; do compile "$name.in" -o "$name.txt"; done
 for name in engine lmcache; do compile "$name.in" --override engine.overrides -o "$name.txt"; done
 # Wheels that are laid over the engine's environment: no dependencies of theirs.
-for name in lmserver mooncake infinistore; do compile --no-deps "$name.in" -o "$name.txt"; done
+for name in lmserver mooncake infinistore nixl router; do compile --no-deps "$name.in" -o "$name.txt"; done
 compile ray.in --constraint engine.txt -o ray.txt

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make what a target needs: `tools/setup.sh [dev] [engine] [servers] [lmcache] [ray]`.
+# Make what a target needs: `tools/setup.sh [dev] [engine] [servers] [partners] [lmcache] [ray]`.
 #
 #   dev      .venvs/dev      checks, tests and the harness; no vLLM
 #   engine   .venvs/engine   vLLM's CPU build, about 6 GB, kept in the cache
@@ -8,6 +8,8 @@
 #   servers  real stores for tests, none of them installed on the machine: redis-server (on the PATH, or unpacked from the
 #            distribution's package into the cache); lmcache_server, Mooncake and InfiniStore, each a folder in the cache with a wheel and what
 #            it lacks, to be laid over the engine's environment by PYTHONPATH: .venvs/{lmserver,mooncake,infinistore}
+#   partners what stands beside the connector in a deployment with prefill and decode, laid over in the same way: NIXL
+#            (.venvs/nixl) and vLLM's router (.venvs/router)
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
 set -euo pipefail
@@ -92,6 +94,11 @@ servers() {
   overlay infinistore
 }
 
+partners() {
+  overlay nixl
+  overlay router
+}
+
 # A folder for PYTHONPATH with the wheels of requirements/$1.txt and nothing that they depend on; $2 adds to it.
 overlay() {
   local home; home=$CACHE/$1-$(hash_of "requirements/$1.txt")
@@ -151,8 +158,9 @@ for what in "${@:-dev}"; do
     dev) dev ;;
     engine) engine ;;
     servers) servers ;;
+    partners) partners ;;
     lmcache) lmcache ;;
     ray) ray ;;
-    *) die "unknown part '$what': dev, engine, servers, lmcache, ray" ;;
+    *) die "unknown part '$what': dev, engine, servers, partners, lmcache, ray" ;;
   esac
 done

@@ -83,9 +83,9 @@ names:
 - apiGroups: [""]
   resources: [configmaps, services]
   verbs: [get, list, watch, create, patch, delete]
-# Stores and engines.
+# Stores and engines, and LMCache's server on each node.
 - apiGroups: [apps]
-  resources: [deployments, statefulsets]
+  resources: [daemonsets, deployments, statefulsets]
   verbs: [get, list, watch, create, patch, delete]
 # Drains that leave a store of several servers able to serve, and stores without authentication shut to others.
 - apiGroups: [policy]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar("T")
-CHILD_KINDS = "secrets,configmaps,services,deployments,statefulsets,poddisruptionbudgets,networkpolicies"
+CHILD_KINDS = "secrets,configmaps,services,deployments,daemonsets,statefulsets,poddisruptionbudgets,networkpolicies"
 
 
 def eventually(look: Callable[[], T], *, seconds: float = 15.0, what: str) -> T:

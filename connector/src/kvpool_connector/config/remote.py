@@ -28,6 +28,12 @@ class Timeouts(Section):
     fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
     put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")
     connect_ms: int = Field(default=3_000, ge=10, le=30_000, description="TCP connection and authentication.")
+    handover_ms: int = Field(
+        default=1_000,
+        ge=1,
+        le=60_000,
+        description="Decode engines (kv_role kv_consumer): how long a request waits for what its prefill engine is writing.",
+    )
 
 
 class _Remote(Section):

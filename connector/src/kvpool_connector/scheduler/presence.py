@@ -21,8 +21,10 @@ from kvpool_connector.tiers.keymap import Key
 
 logger = get_logger(__name__)
 
-BELIEVED_S = {True: 5.0, False: 1.0}
+PRESENT_S, ABSENT_S = 5.0, 1.0
 """How long an answer is believed: a part that is there rarely goes, one that is absent may come any moment."""
+AWAITED_S = 0.02
+"""ABSENT_S where parts are on their way: a decode engine asks for what its prefill engine is writing."""
 HEARTBEAT_S = 2.0
 """A quiet store is pinged this often, so that a lost and returned store is noticed before the next request."""
 _TELL_EVERY_S = 10.0
@@ -47,6 +49,7 @@ class Presence:
         timeout_s: Callable[[int], float],
         patience_s: float,
         greeting: tuple[bytes, bytes] | None = None,
+        absent_s: float = ABSENT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
@@ -55,6 +58,7 @@ class Presence:
         timeout_s: by number of questions in a batch: after this an unanswered one is a miss for the request that asked.
         patience_s: after this the store is taken for lost. Longer than the time-out: an answer that is merely late is
             still good for the next request, and no reason to close the connection.
+        absent_s: how long a key that was absent is taken to be so.
         greeting: a name and a value to store once per connection, unless the name is there: the identity document.
         """
         self._store, self._names, self._clock = store, names, clock
@@ -66,6 +70,7 @@ class Presence:
         self._deadlines: list[float] = []  # a heap: of the batches that were sent
         self._news = False
         self._greeting = greeting
+        self._believed_s = {True: PRESENT_S, False: absent_s}
         self._generation = 0
         self._reachable = self._tried = False
         self._tell_at = 0.0
@@ -130,7 +135,7 @@ class Presence:
         """Take a verdict from elsewhere: a part that was just put, or just could not be read."""
         if len(self._verdicts) >= _MOST_VERDICTS:
             self._verdicts.clear()  # bounded; what is still wanted is asked again
-        self._verdicts[key] = _Verdict(present, self._clock() + BELIEVED_S[present])
+        self._verdicts[key] = _Verdict(present, self._clock() + self._believed_s[present])
 
     def flush(self) -> None:
         """Send the questions of this step as one batch, with one deadline."""

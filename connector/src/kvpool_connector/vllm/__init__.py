@@ -5,6 +5,9 @@ touched is listed in ``docs/compatibility.md``.
 """
 
 from kvpool_connector.vllm.connector import KVPoolConnector
+from kvpool_connector.vllm.plugin import register
 from kvpool_connector.vllm.spec import KVPoolSpec
+
+register()  # a connector on PYTHONPATH has no entry point, and MultiConnector looks its children up by name
 
 __all__ = ["KVPoolConnector", "KVPoolSpec"]

@@ -9,12 +9,13 @@ from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.pool import Lower, Pool
-from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.presence import ABSENT_S, AWAITED_S, Presence
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.stores import Breaker
 from kvpool_connector.tiers.journal import Journal
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
+from kvpool_connector.vllm.handover import Role
 from kvpool_connector.vllm.spec import KVPoolSpec
 
 
@@ -46,7 +47,8 @@ def build_pool(spec: KVPoolSpec) -> Pool:
         lower,
         admission,
         Events(enabled=spec.config.enable_kv_cache_events),
-        None if settings.verify_one_in is None else Verification(settings.verify_one_in),
+        # What is computed is compared when it is stored, which a decode engine never does.
+        None if settings.verify_one_in is None or not spec.role.stores else Verification(settings.verify_one_in),
     )
 
 
@@ -67,4 +69,5 @@ def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presen
         timeout_s=lambda questions: admission.lookup_patience_s(questions, timeouts.lookup_ms / 1000),
         patience_s=timeouts.connect_ms / 1000,
         greeting=(document_name(spec.identity), canonical(spec.document)),
+        absent_s=AWAITED_S if spec.role is Role.CONSUMER else ABSENT_S,
     )

@@ -23,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.transfer import Orders, Reports
+from kvpool_connector.vllm.handover import held_elsewhere, offer, promised
 from kvpool_connector.vllm.inert import StopOrContinue
 from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.prepare import SPEC, prepare
@@ -106,13 +107,37 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         on_device = 0 if state is None else state.num_locally_computed_tokens
         self._manager.log.scheduled(request.request_id, num_external_tokens, on_device, request.num_prompt_tokens)
 
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """The stock answer, with two exceptions that concern prefill and decode; see :mod:`kvpool_connector.vllm.handover`."""
+        tokens, loads = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        params = request.kv_transfer_params
+        if tokens is None or not params:
+            return tokens, loads
+        found, whole = num_computed_tokens + tokens, self._manager.whole_chunks(request.num_tokens - 1)
+        if held_elsewhere(params) and found < whole:
+            return 0, False  # a part of the prompt from here would keep MultiConnector from fetching all of it there
+        if self._manager.awaits(request.request_id, min(whole, self._manager.whole_chunks(promised(params))) - found):
+            return None, False
+        return tokens, loads
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """See :meth:`request_finished_all_groups`, which vLLM calls unless another connector beside this one lacks it."""
+        return self._with_offer(request, super().request_finished(request, block_ids))
+
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """The stock answer; the log learns how much there was to store."""
+        """The stock answer, and from a prefill engine what it computed."""
+        return self._with_offer(request, super().request_finished_all_groups(request, block_ids))
+
+    def _with_offer(
+        self, request: Request, stock: tuple[bool, dict[str, Any] | None]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """The log learns how much there was to store."""
         prompt_only = self.scheduler.config.offload_prompt_only
         self._manager.log.ends(request.request_id, request.num_prompt_tokens if prompt_only else request.num_tokens)
-        return super().request_finished_all_groups(request, block_ids)
+        computed = min(request.num_computed_tokens, request.num_prompt_tokens)
+        return stock[0], stock[1] or offer(self._manager.role, request.kv_transfer_params, computed)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVPoolMetadata:
         """The stock jobs of this step, and our orders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
@@ -27,6 +28,7 @@ from kvpool_connector.scheduler.lookups import Lookup
 from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.build import build_pool
+from kvpool_connector.vllm.handover import Awaited, Role
 from kvpool_connector.vllm.metrics import collect
 from kvpool_connector.vllm.request_log import RequestLog
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec
@@ -78,10 +80,13 @@ class KVPoolManager(OffloadingManager):
         """Raises:
         ConfigError: the disk tier's folder cannot be used.
         """
-        self._identity = spec.identity
+        self._identity, self.role = spec.identity, spec.role
+        remote = spec.settings.remote
+        self._awaited = Awaited(0.0 if remote is None else remote.timeouts.handover_ms / 1000)
         self.pool = build_pool(spec)
         self.lookup = fast_lookup(self.pool)  # type: ignore[method-assign, assignment]
         self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
+        self._chunk_tokens = math.lcm(*spec.tokens_per_block) * spec.blocks_per_chunk
         self._stats_at = 0.0
         self._step_began: tuple[float, int] | None = None
         logger.info("kvpool: %s", spec.describe())
@@ -110,8 +115,8 @@ class KVPoolManager(OffloadingManager):
         return RequestOffloadingContext(policy=OffloadPolicy.REQUEST_LEVEL)
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
-        """See :meth:`Jobs.begin_store`."""
-        transfer = self.pool.begin_store(list(keys), req_context.req_id)
+        """See :meth:`Jobs.begin_store`. A decode engine keeps nothing of what it computes."""
+        transfer = self.pool.begin_store(list(keys) if self.role.stores else [], req_context.req_id)
         self.log.store_begins(req_context.req_id, len(transfer.keys))
         return PrepareStoreOutput(
             keys_to_store=[OffloadKey(key) for key in transfer.keys],
@@ -122,6 +127,21 @@ class KVPoolManager(OffloadingManager):
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         """See :meth:`Jobs.end_store`. ``success`` is always True: failures come through :meth:`on_reports`."""
         self.log.store_ended(req_context.req_id, len(keys), self.pool.end_store(keys))
+
+    def whole_chunks(self, tokens: int) -> int:
+        """So many of the tokens fill whole chunks in every KV group; others are never cached."""
+        return tokens - tokens % self._chunk_tokens
+
+    def awaits(self, req_id: str, missing: int) -> bool:
+        """Called by the connector after a lookup: whether the request shall wait for tokens that its prefill engine is
+        writing to the store, and look again in the next step."""
+        if missing <= 0 or self.role is not Role.CONSUMER or self.pool.broken or not self.pool.store_reachable:
+            return False
+        late = self._awaited.late
+        waits = self._awaited.waits(req_id)
+        if self._awaited.late > late:
+            self.pool.counts["handover too late"] += 1
+        return waits
 
     def on_reports(self, reports: Reports) -> None:
         """Called by the connector before vLLM's code sees the completions of the same worker output."""
@@ -148,6 +168,7 @@ class KVPoolManager(OffloadingManager):
         """See :meth:`Pool.forget_request`."""
         self.pool.forget_request(req_context.req_id)
         self.log.finished(req_context.req_id)
+        self._awaited.forget(req_context.req_id)
 
     def has_pending_work(self) -> bool:
         """Keep the engine stepping while spills run."""

@@ -16,6 +16,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import support
 from kvpool_connector.vllm.chunks import blocks_near_chunk, blocks_per_chunk
 from kvpool_connector.vllm.facts import engine_facts
+from kvpool_connector.vllm.handover import Role
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
 
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
                 warning=True,
             )
         )
+    kv_role = Role(transfer.kv_role)
+    if kv_role is not Role.BOTH and config.remote is None:
+        said.append(
+            Line(
+                f"kv_role is {kv_role.value}, and kvpool has no store through which prefill and decode engines meet: set "
+                "remote in kvpool's configuration; until then the engine keeps a cache of its own, as with kv_both",
+                warning=True,
+            )
+        )
+        kv_role = Role.BOTH
     transfer.kv_connector_extra_config = extra
     support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
@@ -80,6 +91,6 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
         | {
             "blocks_per_chunk": chunk_blocks,
             "offload_prompt_only": not config.offload_generated_tokens,
-            EXTRA_KEY: Settings(config, engine_facts(vllm_config, config)),
+            EXTRA_KEY: Settings(config, engine_facts(vllm_config, config), kv_role),
         }
     )

@@ -25,6 +25,7 @@ from kvpool_connector.stores.factory import make_store
 from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.transfer import Transfer
 from kvpool_connector.vllm.facts import layout_facts
+from kvpool_connector.vllm.handover import Role
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,7 @@ class Settings:
 
     config: ConnectorConfig
     facts: dict[str, Any]
+    role: Role = Role.BOTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class KVPoolSpec(OffloadingSpec):
         settings = config.extra_config.get(EXTRA_KEY)
         if not isinstance(settings, Settings):
             raise ConfigError("KVPoolSpec is built by KVPoolConnector: set kv_connector to KVPoolConnector")
-        self.settings = settings.config
+        self.settings, self.role = settings.config, settings.role
         self.document = settings.facts | layout_facts(config)
         self.identity = identity.digest(self.document)
         self.chunk_bytes = config.worker_kv_bytes_per_block * self.blocks_per_chunk

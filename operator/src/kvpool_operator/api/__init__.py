@@ -5,6 +5,7 @@ this package imports nothing of the operator.
 """
 
 from kvpool_operator.api.backend import Backend, StoreType
+from kvpool_operator.api.connector_types import ConnectorType, Role, Transport
 from kvpool_operator.api.injection import ConflictPolicy, Delivery, Injection, InjectionMode
 from kvpool_operator.api.settings import Settings
 from kvpool_operator.api.spec import Engine, InvalidSpec, KVCachePoolSpec, parse_spec
@@ -18,13 +19,16 @@ __all__ = [
     "VERSION",
     "Backend",
     "ConflictPolicy",
+    "ConnectorType",
     "Delivery",
     "Engine",
     "Injection",
     "InjectionMode",
     "InvalidSpec",
     "KVCachePoolSpec",
+    "Role",
     "Settings",
     "StoreType",
+    "Transport",
     "parse_spec",
 ]

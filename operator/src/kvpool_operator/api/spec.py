@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationError
 
 from kvpool_operator.api.backend import Backend, StoreType
+from kvpool_operator.api.connector_types import RULES as CONNECTOR_RULES
+from kvpool_operator.api.connector_types import Role
 from kvpool_operator.api.injection import Injection
 from kvpool_operator.api.sections import Resources
 from kvpool_operator.api.tiers import Connector, Tiers
@@ -20,7 +22,7 @@ from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule, list_field
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 POOL_NAME_MAX = 40
 """Children are called <pool>-<part>, and a Service's name has 63 characters."""
-RESERVED_ENGINE_NAMES = ("store", "connector", "hash-seed", "members", "sentinel", "master", "etcd")
+RESERVED_ENGINE_NAMES = ("store", "connector", "hash-seed", "members", "sentinel", "master", "etcd", "lmcache")
 
 
 class Model(ApiModel):
@@ -80,6 +82,9 @@ class Engine(ApiModel):
 
     name: str = Field(
         "engine", max_length=20, pattern=NAME_PATTERN, description="Deployment and Service are called <pool>-<name>."
+    )
+    role: Role = Field(
+        Role.BOTH, description="Prefill computes prompts, Decode answers; a router sends each request to both."
     )
     replicas: int = Field(1, ge=0, le=1000, description="How many Pods.")
     gpus: int = Field(0, ge=0, le=16, description="GPUs per Pod; 0: vLLM's CPU build.")
@@ -141,6 +146,7 @@ class KVCachePoolSpec(ApiModel):
             holds=lambda self: not self.engines or self.model is not None,
             field_path=".engines",
         ),
+        *CONNECTOR_RULES,
     )
 
     model: Model | None = Field(None, description="What the engines serve.")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from kvpool_operator.api.backend import WritePolicy
+from kvpool_operator.api.connector_types import ConnectorChoice
 from kvpool_operator.api.sections import TierSize
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule
 
@@ -113,7 +114,7 @@ class ConnectorTimeouts(ApiModel):
     connect_ms: int | None = Field(None, ge=10, le=30_000, description="Connecting and authenticating.")
 
 
-class Connector(ApiModel):
+class Connector(ConnectorChoice):
     """The part of kvpool that runs inside vLLM."""
 
     timeouts: ConnectorTimeouts | None = Field(None, description="Absent: the connector's defaults.")

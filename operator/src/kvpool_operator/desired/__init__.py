@@ -6,7 +6,7 @@ compare hashes. One module for each component; names and labels are in ``names``
 
 from __future__ import annotations
 
-from kvpool_operator.desired import connector_config, engines, grants, seed, stores
+from kvpool_operator.desired import connector_files, connectors, engines, grants, seed, stores
 from kvpool_operator.desired.pool import Manifest, Material, Pool
 
 __all__ = ["Manifest", "Material", "Pool", "desired"]
@@ -21,7 +21,8 @@ def desired(pool: Pool) -> list[Manifest]:
     manifests = [
         *stores.build(pool),
         seed.build_secret(pool),
-        connector_config.build_configmap(pool),
+        *connector_files.build(pool),
+        *connectors.children(pool),
         *(engines.build_service(pool, engine) for engine in pool.spec.engines),
         *(engines.build_workload(pool, engine) for engine in pool.spec.engines),
         *grants.build(pool),
@@ -35,6 +36,7 @@ _ORDER = (
     "NetworkPolicy",
     "PodDisruptionBudget",
     "Service",
+    "DaemonSet",
     "Deployment",
     "StatefulSet",
 )

@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from kvpool_connector.config import ConnectorConfig, parse, parse_quantity
-from kvpool_operator.desired import disk, names
-from kvpool_operator.desired.files import digest
-from kvpool_operator.desired.pool import Manifest, Pool
+from kvpool_operator.desired import disk
+from kvpool_operator.desired.pool import Pool
 from kvpool_operator.desired.stores import remotes
 
 FILE = "kvpool.yaml"
@@ -73,18 +72,6 @@ def text(pool: Pool) -> str:
     """The file. Defaults are left out, so that a newer connector may have better ones."""
     content = {"version": 1, **build(pool).model_dump(mode="json", exclude_defaults=True)}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def config_hash(pool: Pool) -> str:
-    """Changes with everything that an engine reads once, at its start."""
-    return digest(
-        {"file": text(pool), "seed": pool.material.seed_secret_uid, "password": pool.material.store_secret_uid}
-    )
-
-
-def build_configmap(pool: Pool) -> Manifest:
-    labels = names.labels(pool, "connector")
-    return names.child(pool, "v1", "ConfigMap", names.connector(pool), labels) | {"data": {FILE: text(pool)}}
 
 
 def password_source(pool: Pool) -> tuple[str, str] | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 
-from kvpool_connector.config import ENV_CONFIG_FILE
 from kvpool_operator.api import Engine
-from kvpool_operator.desired import connector_config, disk, names, seed, sizing
+from kvpool_operator.desired import connector_config, connector_files, connectors, disk, names, seed, sizing
 from kvpool_operator.desired.podpatch import merge, merge_list, merge_templates
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
@@ -18,12 +17,6 @@ from kvpool_operator.desired.stores import mooncake, remotes
 
 COMPONENT = "engine"
 COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
-KV_TRANSFER = {
-    "kv_connector": "KVPoolConnector",
-    "kv_connector_module_path": "kvpool_connector.vllm",
-    "kv_role": "kv_both",
-    "kv_load_failure_policy": "recompute",
-}
 GPU_RESOURCE = "nvidia.com/gpu"
 _START_SECONDS = 1800
 """Loading weights over a slow network and compiling kernels, before Kubernetes gives up on a Pod."""
@@ -73,7 +66,7 @@ def _workload(pool: Pool, engine: Engine, workload_kind: str, further: Manifest)
     template = {
         "metadata": {
             "labels": labels,
-            "annotations": {names.CONFIG_HASH_ANNOTATION: connector_config.config_hash(pool)},
+            "annotations": {names.CONFIG_HASH_ANNOTATION: connector_files.config_hash(pool)},
         },
         "spec": _pod_spec(pool, engine),
     }
@@ -106,7 +99,7 @@ def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
         "affinity": {"podAntiAffinity": _spread(pool, engine)},
         "containers": [_container(pool, engine)],
         "volumes": [
-            {"name": "config", "configMap": {"name": names.connector(pool)}},
+            *([{"name": "config", "configMap": {"name": names.connector(pool)}}] if connectors.files(pool) else []),
             {"name": "tmp", "emptyDir": {}},
             # Workers of one engine talk over shared memory; the container's memory limit bounds it.
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
@@ -141,7 +134,11 @@ def _password_volumes(pool: Pool) -> list[Manifest]:
 def _container(pool: Pool, engine: Engine) -> Manifest:
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     mounts: list[Manifest] = [
-        {"name": "config", "mountPath": connector_config.DIRECTORY, "readOnly": True},
+        *(
+            [{"name": "config", "mountPath": connector_config.DIRECTORY, "readOnly": True}]
+            if connectors.files(pool)
+            else []
+        ),
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         *(
@@ -180,19 +177,21 @@ def _model(pool: Pool) -> tuple[str, str, str | None]:
 def _arguments(pool: Pool, engine: Engine) -> list[str]:
     """kvpool's arguments, then the operator's defaults, then the pool's: vLLM takes the last of two."""
     path, served, revision = _model(pool)
+    connector = connectors.engine_part(pool, engine)
     arguments = ["--model", path, "--served-model-name", served, "--port", str(engine.port)]
     if revision:
         arguments += ["--revision", revision]
     if engine.gpus > 1:
         arguments += ["--tensor-parallel-size", str(engine.gpus)]
     arguments += ["--prefix-caching-hash-algo", "sha256_cbor"]
-    arguments += ["--kv-transfer-config", json.dumps(KV_TRANSFER, separators=(",", ":"))]
+    arguments += ["--kv-transfer-config", json.dumps(connector.transfer, separators=(",", ":"))]
+    arguments += connector.arguments
     return [*arguments, *pool.settings.engine_defaults.args, *engine.args]
 
 
 def _environment(pool: Pool, engine: Engine) -> list[Manifest]:
     environment: list[Manifest] = [
-        {"name": ENV_CONFIG_FILE, "value": f"{connector_config.DIRECTORY}/{connector_config.FILE}"},
+        *connectors.engine_part(pool, engine).environment,
         seed.environment(pool),
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  (caches need a writable place)
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},

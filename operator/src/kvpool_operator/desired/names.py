@@ -26,6 +26,7 @@ SECRET_UIDS_ANNOTATION = f"{GROUP}/secret-uids"
 
 STORE_CONTAINER = "store"
 ENGINE_CONTAINER = "engine"
+LMCACHE_CONTAINER = "lmcache"
 
 
 def store(pool: Pool) -> str:
@@ -69,6 +70,11 @@ def member_host(pool: Pool, stateful_set: str, number: int | str, service: str) 
 
 def connector(pool: Pool) -> str:
     return f"{pool.name}-connector"
+
+
+def lmcache(pool: Pool) -> str:
+    """DaemonSet and Service of LMCache's server."""
+    return f"{pool.name}-lmcache"
 
 
 def hash_seed(pool: Pool) -> str:

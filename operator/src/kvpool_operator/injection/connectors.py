@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvpool_operator.api import ConflictPolicy
-from kvpool_operator.desired.engines import KV_TRANSFER
+from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
 from kvpool_operator.injection.outcome import Deny, Skip, Why
 
 OURS = KV_TRANSFER["kv_connector"]

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvpool_operator.api import ConflictPolicy, Delivery, InjectionMode, InvalidSpec, Settings, parse_spec
+from kvpool_operator.api import (
+    ConflictPolicy,
+    ConnectorType,
+    Delivery,
+    InjectionMode,
+    InvalidSpec,
+    Settings,
+    parse_spec,
+)
 from kvpool_operator.desired import Material, Pool, connector_config, disk, grants
 from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection.names import PoolKey
@@ -62,6 +70,12 @@ def gather(
     injection = pool.spec.injection
     if injection.mode is InjectionMode.OFF:
         raise Skip(Why.OFF, f"spec.injection.mode of pool {'/'.join(key)} is Off: set it to Pod")
+    if pool.spec.connector.type is not ConnectorType.KVPOOL:
+        raise Skip(
+            Why.OTHER_TYPE,
+            f"spec.connector.type of pool {'/'.join(key)} is {pool.spec.connector.type}, and only kvpool's own connector is put "
+            "into Pods of others: set it to KVPool",
+        )
     foreign = namespace != pool.namespace
     if foreign and namespace not in injection.allowed_namespaces:
         raise Skip(

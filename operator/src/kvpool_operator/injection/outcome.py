@@ -13,6 +13,7 @@ class Why(enum.StrEnum):
     POOL_MISSING = "PoolMissing"
     POOL_NOT_READY = "PoolNotReady"
     OFF = "InjectionOff"
+    OTHER_TYPE = "OtherConnectorType"
     NOT_ALLOWED = "NamespaceNotAllowed"
     SECRET_NOT_SHARED = "SecretNotShared"  # noqa: S105  (a reason)
     NO_VLLM = "NoVLLM"

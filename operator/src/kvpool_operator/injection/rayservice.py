@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kvpool_operator.desired.engines import KV_TRANSFER
+from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
 from kvpool_operator.injection import connectors, names
 from kvpool_operator.injection.outcome import Outcome, Skip, Why
 

@@ -4,6 +4,7 @@ from kvpool_operator.kube.client import ApiError, Client, Conflict, NotFound, Re
 from kvpool_operator.kube.resources import (
     CHILD_KINDS,
     CONFIG_MAP,
+    DAEMON_SET,
     DEPLOYMENT,
     EVENT,
     NETWORK_POLICY,
@@ -22,6 +23,7 @@ from kvpool_operator.kube.resources import (
 __all__ = [
     "CHILD_KINDS",
     "CONFIG_MAP",
+    "DAEMON_SET",
     "DEPLOYMENT",
     "EVENT",
     "NETWORK_POLICY",

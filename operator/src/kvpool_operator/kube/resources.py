@@ -35,6 +35,7 @@ CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap")
 SECRET = Resource("", "v1", "secrets", "Secret")
 SERVICE = Resource("", "v1", "services", "Service")
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment")
+DAEMON_SET = Resource("apps", "v1", "daemonsets", "DaemonSet")
 STATEFUL_SET = Resource("apps", "v1", "statefulsets", "StatefulSet")
 POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
@@ -50,6 +51,7 @@ CHILD_KINDS = (
     CONFIG_MAP,
     SERVICE,
     DEPLOYMENT,
+    DAEMON_SET,
     STATEFUL_SET,
     POD_DISRUPTION_BUDGET,
     NETWORK_POLICY,

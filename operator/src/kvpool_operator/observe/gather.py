@@ -13,6 +13,7 @@ from kvpool_operator.desired import Pool, engines, names, stores
 from kvpool_operator.kube import (
     CHILD_KINDS,
     CONFIG_MAP,
+    DAEMON_SET,
     POD,
     POOL,
     SECRET,
@@ -150,7 +151,9 @@ class Observer:
         allowed = {pool.namespace, *pool.spec.injection.allowed_namespaces}
         found_consumers = self._consumers_of((pool.namespace, pool.name))
         consumers = tuple(one for one in found_consumers if one.namespace in allowed)
-        seen = dataclasses.replace(seen, workloads=found, consumers=consumers)
+        server = self._cache.get((DAEMON_SET.kind, pool.namespace, names.lmcache(pool)))
+        daemon_sets = {names.lmcache(pool): server} if server is not None and owner_uid(server) == pool.uid else {}
+        seen = dataclasses.replace(seen, workloads=found, daemon_sets=daemon_sets, consumers=consumers)
         troubled = await asyncio.gather(*(self._troubles(pool, seen, name, components[name][1]) for name in found))
         return dataclasses.replace(seen, troubles=dict(zip(found, troubled, strict=True)))
 

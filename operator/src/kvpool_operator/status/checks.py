@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvpool_connector.config import format_bytes
 from kvpool_operator.api import Engine
 from kvpool_operator.desired import Pool, engines, names, sizing, stores
+from kvpool_operator.desired.connectors import lmcache_mp
 from kvpool_operator.desired.stores import Workload, etcd
 from kvpool_operator.status.observed import Observed, StoreState
 
@@ -50,7 +51,7 @@ def store_was_written(seen: Observed) -> Finding | None:
 
 
 def engines_were_written(seen: Observed) -> Finding | None:
-    return refused(seen, engines.COMPONENT)
+    return refused(seen, engines.COMPONENT, lmcache_mp.COMPONENT)
 
 
 def refused(seen: Observed, *components: str) -> Finding | None:

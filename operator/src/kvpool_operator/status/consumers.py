@@ -9,7 +9,7 @@ from typing import Any
 from kvpool_connector.config import ConfigError
 from kvpool_operator.api import InjectionMode
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
-from kvpool_operator.desired import connector_config, grants
+from kvpool_operator.desired import connector_files, grants
 from kvpool_operator.status.checks import Finding, refused
 from kvpool_operator.status.observed import Consumer, Observed
 
@@ -70,7 +70,7 @@ def _hash(seen: Observed) -> str:
     if seen.pool is None or seen.invalid_config is not None:
         return ""
     try:
-        return connector_config.config_hash(seen.pool)
+        return connector_files.config_hash(seen.pool)
     except ConfigError:  # a paused pool's configuration is not looked at before
         return ""
 

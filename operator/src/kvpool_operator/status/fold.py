@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvpool_operator.api import StoreType
-from kvpool_operator.desired import connector_config, names, stores
-from kvpool_operator.status import checks, consumers
+from kvpool_operator.desired import connector_files, names, stores
+from kvpool_operator.status import checks, connector, consumers
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
 
@@ -21,7 +21,12 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.etcd_has_a_quorum,
         checks.managed_store_is_ready,
     ),
-    "EnginesReady": (checks.not_judged, checks.engines_were_written, checks.engine_pods_are_ready),
+    "EnginesReady": (
+        checks.not_judged,
+        checks.engines_were_written,
+        connector.server_is_ready,
+        checks.engine_pods_are_ready,
+    ),
     "InjectionReady": (
         checks.not_judged,
         consumers.grants_were_written,
@@ -75,7 +80,7 @@ def _all_is_well(kind: str, seen: Observed) -> Finding:
     pool = seen.pool
     backend = pool.spec.backend if pool else None
     texts: dict[str, Callable[[], tuple[str, str]]] = {
-        "ConfigRendered": lambda: ("Rendered", "the connector's configuration is in place"),
+        "ConfigRendered": lambda: ("Rendered", f"the connector's configuration is in place{connector.limits(pool)}"),
         "SizingValid": lambda: ("Fits", "memory limits of engines leave room for the tiers"),
         "BackendAvailable": lambda: (
             ("NoStore", "the pool has no shared store; each engine keeps its own tier")
@@ -155,7 +160,7 @@ def _facts(seen: Observed) -> dict[str, Any]:
         facts["endpoints"]["store"] = address
     facts |= consumers.facts(seen)
     if seen.invalid_config is None:
-        facts["config"] = {"hash": connector_config.config_hash(pool)}
+        facts["config"] = {"hash": connector_files.config_hash(pool)}
     return facts
 
 

@@ -75,6 +75,7 @@ class Observed:
 
     Attributes:
         pool: None when the spec could not be read; then ``invalid`` says why.
+        daemon_sets: DaemonSets of the pool by name, as they are now.
         workloads: Deployments and StatefulSets of the pool by name, as they are now.
         probe: of an external store or etcd; None for a managed one or none.
         troubles: of Pods, by workload name; looked for only where Pods are missing.
@@ -86,6 +87,7 @@ class Observed:
     pool: Pool | None
     invalid: str | None = None
     invalid_config: str | None = None
+    daemon_sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     workloads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     probe: StoreProbe | None = None
     troubles: Mapping[str, tuple[PodTrouble, ...]] = field(default_factory=dict)

@@ -58,6 +58,11 @@ def test_of_a_pool_elsewhere_names_of_copies() -> None:
     assert found.payload_image == "kvpool/payload:0.1.0"
 
 
+def test_another_connector_is_not_put_into_pods_of_others() -> None:
+    with pytest.raises(Skip, match=r"OtherConnectorType.*set it to KVPool"):
+        gather({**MANAGED, "connector": {"type": "LMCache"}})
+
+
 def test_everything_that_a_pod_mounts_is_looked_for(make_pool: MakePool) -> None:
     asked: list[tuple[str, str, str]] = []
 

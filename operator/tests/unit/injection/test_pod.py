@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvpool_connector.config import parse_quantity
 from kvpool_operator.api import ConflictPolicy
-from kvpool_operator.desired.engines import KV_TRANSFER
+from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
 from kvpool_operator.injection import launch
 from kvpool_operator.injection.flags import find, structured
 from kvpool_operator.injection.names import SHM_DIRECTORY

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvpool_operator.desired.engines import KV_TRANSFER
+from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
 from kvpool_operator.injection.outcome import Skip
 from kvpool_operator.injection.rayservice import inject, with_connector
 

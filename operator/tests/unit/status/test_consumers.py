@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvpool_operator.desired import connector_config
+from kvpool_operator.desired import connector_files
 from kvpool_operator.status.fold import build_status
 from kvpool_operator.status.observed import Consumer, Observed
 
@@ -34,7 +34,7 @@ def status(seen: Observed, *consumers: Consumer) -> tuple[dict[str, Any], dict[s
 
 def mark(seen: Observed) -> str:
     assert seen.pool is not None
-    return f"team/demo@{connector_config.config_hash(seen.pool)}"
+    return f"team/demo@{connector_files.config_hash(seen.pool)}"
 
 
 def test_no_pods(seen: Observed) -> None:

@@ -1,0 +1,76 @@
+"""Prefill and decode in two engines that meet in a store, behind vLLM's router."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from connector.tests.engine.pairs import (
+    HANDOVER_MS,
+    ROUTER,
+    Pair,
+    announced,
+    complete,
+    computed,
+    metric,
+    of_blocks,
+    pair,
+)
+from testkit.http_client import reset_tiers
+from testkit.servers import wait_until
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not ROUTER.exists(), reason="the router is not here: run tools/setup.sh partners"),
+]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Role kv_producer, role kv_consumer."""
+    with pair(tmp_path_factory.mktemp("pair"), nixl=False) as both:
+        yield both
+
+
+def test_the_decode_engine_computes_the_last_token_only(engines: Pair) -> None:
+    """At once, although the answer of the prefill engine is faster than its writes. The text is the same as from one engine."""
+    text = of_blocks(engines.prefill.url, 1, 8)
+    before = computed(engines.decode.url)
+    answer = complete(engines.router, text)
+    assert computed(engines.decode.url) - before == 1
+    assert metric(engines.decode.url, "kvpool:loaded_chunks_total", 'tier="remote"') == 8
+    assert answer.text == complete(engines.prefill.url, text).text
+
+
+def test_a_prefill_engine_loads_what_it_computed_before(engines: Pair) -> None:
+    """From the store, after both of its own memories forgot."""
+    text = of_blocks(engines.prefill.url, 2, 4)
+    settled = engines.parts()
+    first = complete(engines.prefill.url, text)
+    wait_until("the parts are in the store", lambda: engines.parts() == settled + 4)
+    reset_tiers(engines.prefill.url)
+    again = complete(engines.prefill.url, text)
+    assert (again.text, again.cached) == (first.text, first.prompt - 1)
+
+
+def test_a_decode_engine_stores_nothing(engines: Pair) -> None:
+    """Neither the prompt that it had to compute nor what it wrote; a further request shows that it would have by now."""
+    settled = engines.parts()
+    text = of_blocks(engines.prefill.url, 3, 2)
+    assert complete(engines.decode.url, text, tokens=32).cached == 0
+    complete(engines.decode.url, of_blocks(engines.prefill.url, 4, 1))
+    assert metric(engines.decode.url, "kvpool:stored_chunks") == 0
+    assert engines.parts() == settled
+
+
+def test_what_never_arrives_is_computed_after_the_patience(engines: Pair) -> None:
+    """The prefill engine promised and did not deliver: later, counted, and the same text."""
+    text = of_blocks(engines.prefill.url, 5, 2)
+    began = time.monotonic()
+    answer = announced(engines.decode.url, text, 64)
+    assert time.monotonic() - began > HANDOVER_MS / 1e3
+    assert answer.cached == 0
+    assert metric(engines.decode.url, "kvpool:events_total", 'event="handover too late"') == 1
+    assert answer.text == complete(engines.prefill.url, text).text

@@ -1,0 +1,38 @@
+"""What the status says about the type of connector: its server's Pods, and what a pool of this type has to live without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvpool_operator.api.connector_types import LIMITS, ConnectorType
+from kvpool_operator.desired import Pool, names
+from kvpool_operator.status.checks import Finding
+from kvpool_operator.status.observed import Observed
+
+
+def limits(pool: Pool | None) -> str:
+    """For people, to follow a sentence; empty where there is nothing to say."""
+    text = LIMITS[pool.spec.connector.type] if pool else ""
+    return f"; note that {text}" if text else ""
+
+
+def server_is_ready(seen: Observed) -> Finding | None:
+    """LMCache's server on each node: an engine that starts before it serves without a cache."""
+    pool = seen.pool
+    if pool is None or pool.spec.connector.type is not ConnectorType.LMCACHE_MP:
+        return None
+    name = names.lmcache(pool)
+    ready, wanted = pods_of(seen.daemon_sets.get(name, {}))
+    if ready >= wanted > 0:
+        return None
+    return Finding("ConnectorServerStarting", f"DaemonSet {name} has {ready} of {wanted} Pods ready: see its Pods")
+
+
+def pods_of(daemon_set: Mapping[str, Any]) -> tuple[int, int]:
+    """Pods that are ready with the current template, and Pods wanted; (0, 0) while the status is about an older spec."""
+    status = daemon_set.get("status", {})
+    if status.get("observedGeneration", -1) < daemon_set.get("metadata", {}).get("generation", 0):
+        return 0, 0
+    ready = min(int(status.get("numberReady", 0)), int(status.get("updatedNumberScheduled", 0)))
+    return ready, int(status.get("desiredNumberScheduled", 0))
