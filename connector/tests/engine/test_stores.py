@@ -69,7 +69,9 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path) -> None:
             # Lost in mid-use: a request is in the engine while it goes.
             engine.forget(tiers=True)
             begun = engine.mover.outbox.outcomes["get hit"]
-            killer = threading.Thread(target=_kill_when, args=(store, lambda: engine.mover.outbox.outcomes["get hit"] > begun))
+            killer = threading.Thread(
+                target=_kill_when, args=(store, lambda: engine.mover.outbox.outcomes["get hit"] > begun)
+            )
             killer.start()
             assert engine.generate(prompt(1, WORDS))[0] == text
             killer.join()
