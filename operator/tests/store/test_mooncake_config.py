@@ -23,7 +23,7 @@ from kvpool_operator.desired.stores.remotes import remote
 from kvpool_operator.observe.external import probe_etcd
 from kvpool_operator.status.observed import StoreState
 from testkit.engine import ENGINE_PYTHON, ROOT
-from testkit.servers import CACHE
+from testkit.servers import CACHE, free_port
 
 from .pods import PodProcess, fresh_ports, localized, wait_until
 
@@ -73,6 +73,7 @@ class Store:
         self.names["demo-master.team.svc.cluster.local"] = MASTERS[0]
         self.pods: dict[str, PodProcess] = {}
         self.work = work
+        self.local_ports: list[int] = []
         if ("StatefulSet", "demo-etcd") in manifests:
             self._etcd(manifests["StatefulSet", "demo-etcd"])
         config = work / "master.yaml"
@@ -102,7 +103,8 @@ class Store:
                 *([] if "--rpc_address" in " ".join(flags) else [f"--rpc_address={host}"]),
             ]
         if program == "mooncake_client":
-            command += [f"--port={50052 + int(host[-1])}"]  # its local socket is named after it
+            self.local_ports.append(free_port())
+            command += [f"--port={self.local_ports[-1]}"]  # its local socket is named after it
         self.pods[host] = PodProcess(
             host, command, self.work / host / "tmp", {**environment, "LD_LIBRARY_PATH": LIBRARIES}
         )
@@ -216,8 +218,7 @@ def test_stores_listen_on_the_ports_that_the_network_policy_opens(plain: Store) 
         *range(*mooncake.DATA_PORTS),
         mooncake.DATA_PORTS[1],
         plain.ports[mooncake.CLIENT_HTTP_PORT],
-        50053,
-        50054,
+        *plain.local_ports,
     }
     for host in STORES:
         process = plain.pods[host].pid
