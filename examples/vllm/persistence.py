@@ -1,6 +1,5 @@
-"""A disk tier outlives the process: run this twice with the same folder, and once more with --clean-up.
+"""A disk tier outlives the process: run this twice with the same folder.
 
-    python persistence.py --folder /var/lib/kvpool
     python persistence.py --folder /var/lib/kvpool
     python persistence.py --folder /var/lib/kvpool --clean-up
 
@@ -22,13 +21,9 @@ def main() -> None:
     """One long prompt. What an earlier run stored is a hit."""
     options = parser(__doc__, max_model_len=8000, prefix_caching_hash_algo="sha256_cbor")
     options.add_argument("--folder", type=Path, required=True)
-    options.add_argument("--clean-up", action="store_true", help="Remove the folder, and do nothing else")
+    options.add_argument("--clean-up", action="store_true", help="Remove the folder at the end")
     args = vars(options.parse_args())
-    folder = args.pop("folder")
-    if args.pop("clean_up"):
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"Removed {folder}")
-        return
+    folder, clean_up = args.pop("folder"), args.pop("clean_up")
     os.environ.setdefault("PYTHONHASHSEED", "0")  # of the engine's process, which is started below
     disk = {"path": str(folder), "size": "1Gi"}
     # Always: on a fast device the connector could measure that computing so short a prompt is faster than reading it.
@@ -42,6 +37,8 @@ def main() -> None:
     print(f"Tokens from a cache: {output.num_cached_tokens} of {tokens}")
 
     end(llm)
+    if clean_up:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
