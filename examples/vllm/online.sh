@@ -4,6 +4,7 @@
 #   MODEL=Qwen/Qwen3-8B ./online.sh [further options of vLLM]
 #
 # VLLM is how the server is started: "vllm serve", or "python3 -m vllm.entrypoints.openai.api_server --model".
+# vLLM's own prefix cache is off, or the second request would find everything on the device and nothing would be loaded.
 # Without KVPOOL_CONFIG_FILE and LMCACHE_* variables, 5 GB of memory are used.
 set -euo pipefail
 MODEL=${MODEL:-Qwen/Qwen3-8B}
@@ -15,7 +16,7 @@ fi
 log=$(mktemp)
 
 # shellcheck disable=SC2086
-$VLLM "$MODEL" --host 127.0.0.1 --port "$PORT" --served-model-name example "$@" --kv-transfer-config '{
+$VLLM "$MODEL" --host 127.0.0.1 --port "$PORT" --served-model-name example --no-enable-prefix-caching "$@" --kv-transfer-config '{
   "kv_connector": "KVPoolConnector",
   "kv_connector_module_path": "kvpool_connector.vllm",
   "kv_role": "kv_both"

@@ -1,6 +1,5 @@
-"""A disk tier outlives the process: run this twice with the same folder, and once more with --clean-up.
+"""A disk tier outlives the process: run this twice with the same folder.
 
-    python persistence.py --folder /var/lib/kvpool
     python persistence.py --folder /var/lib/kvpool
     python persistence.py --folder /var/lib/kvpool --clean-up
 
@@ -22,15 +21,11 @@ def main() -> None:
     """One long prompt. What an earlier run stored is a hit."""
     options = parser(__doc__, max_model_len=8000, prefix_caching_hash_algo="sha256_cbor")
     options.add_argument("--folder", type=Path, required=True)
-    options.add_argument("--clean-up", action="store_true", help="Remove the folder, and do nothing else")
+    options.add_argument("--clean-up", action="store_true", help="Remove the folder at the end")
     args = vars(options.parse_args())
-    folder = args.pop("folder")
-    if args.pop("clean_up"):
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"Removed {folder}")
-        return
+    folder, clean_up = args.pop("folder"), args.pop("clean_up")
     os.environ.setdefault("PYTHONHASHSEED", "0")  # of the engine's process, which is started below
-    disk = {"path": str(folder), "size": "4Gi"}
+    disk = {"path": str(folder), "size": "1Gi"}
     # Always: on a fast device the connector could measure that computing so short a prompt is faster than reading it.
     llm = start(args, {"tiers": {"cpu": {"size": "1Gi"}, "disk": disk}, "admission": "always"})
 
@@ -40,10 +35,10 @@ def main() -> None:
     (output,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
     tokens = len(output.prompt_token_ids or [])
     print(f"Tokens from a cache: {output.num_cached_tokens} of {tokens}")
-    used = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-    print(f"Disk used: {used / 1e6:.1f} MB in {folder}")
 
     end(llm)
+    if clean_up:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

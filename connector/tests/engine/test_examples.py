@@ -16,7 +16,7 @@ import pytest
 from testkit.engine import CONNECTOR, ROOT, environment
 from testkit.servers import KeyValueServer, free_port
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 EXAMPLES = ROOT / "examples/vllm"
 OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2304", "--block-size", "128"]
 LMCACHE = {"LMCACHE_CHUNK_SIZE": "256", "LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.5"}
@@ -87,13 +87,12 @@ def test_persistence(model: Path, tmp_path: Path) -> None:
     """A new process hits what an earlier one left on the disk, until it is removed."""
     folder = tmp_path / "disk"
     ((first, tokens),) = cached(example("persistence.py", model, "--folder", str(folder)))
-    text = example("persistence.py", model, "--folder", str(folder))
+    assert folder.is_dir()
+    text = example("persistence.py", model, "--folder", str(folder), "--clean-up")
     ((second, _),) = cached(text)
     assert first == 0
     assert second == (tokens - 1) // 128 * 128
     assert re.search(rf"hit {second} of {tokens} tokens \(0 from memory, {second} from disk", text)
-    assert folder.is_dir()
-    example("persistence.py", model, "--folder", str(folder), "--clean-up")
     assert not folder.exists()
 
 
