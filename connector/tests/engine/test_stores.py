@@ -3,8 +3,6 @@ loses the store in mid-use without an error. Redis itself is in test_bytes.py.""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from connector.tests.engine.harness import PATTERN, prompt, running
+from kvpool_connector.stores import Outcome
 from kvpool_connector.transfer import Kind
 from testkit.lmcache import LMCacheServer
 from testkit.mooncake import MooncakePool, make_importable
@@ -40,7 +39,7 @@ STORES: dict[str, Callable[[], Subject]] = {
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_a_store_that_is_used_lost_and_back(kind: str, model: Path) -> None:
+def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KV memory is overwritten before a load, so one that does nothing cannot pass."""
     if kind == "mooncake":
         make_importable()
@@ -66,15 +65,22 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path) -> None:
             assert len(loaded) == len(computed)
             assert not any(set(data) == {PATTERN} for data in loaded.values())
 
-            # Lost in mid-use: a request is in the engine while it goes.
+            # Lost between the answer that it has the parts and their reading.
             engine.forget(tiers=True)
-            begun = engine.mover.outbox.outcomes["get hit"]
-            killer = threading.Thread(
-                target=_kill_when, args=(store, lambda: engine.mover.outbox.outcomes["get hit"] > begun)
-            )
-            killer.start()
+            assert engine.mover._remote is not None
+            reader = engine.mover._remote._remote.reader
+            read = reader.get_into
+            lost: list[int] = []
+
+            def lose(keys: Any, buffers: Any, deadline: float) -> list[Outcome]:
+                if not lost:
+                    store.kill()
+                lost.append(len(keys))
+                return read(keys, buffers, deadline)
+
+            monkeypatch.setattr(reader, "get_into", lose)
             assert engine.generate(prompt(1, WORDS))[0] == text
-            killer.join()
+            assert lost
             engine.forget(tiers=True)
             assert engine.generate(prompt(1, WORDS)) == (text, 0)
             engine.settle()
@@ -83,18 +89,13 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path) -> None:
             store.start()
             wait_until("its return is noticed", lambda: engine.manager.pool.store_reachable)
             engine.forget()
-            assert engine.generate(prompt(1, WORDS))[0] == text
+            before = engine.mover.outbox.outcomes["put hit"]
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)  # from memory
             engine.settle()
+            assert engine.mover.outbox.outcomes["put hit"] - before == len(computed)
             engine.forget(tiers=True)
             engine.overwrite()
             assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
             engine.assert_nothing_is_left()
     finally:
         store.close()
-
-
-def _kill_when(store: Subject, condition: Any) -> None:
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.0005)
-    store.kill()

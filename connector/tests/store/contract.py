@@ -247,6 +247,20 @@ class StoreContract:
         """The field of the configuration that names the server."""
         return {"host": host}
 
+    def test_a_probe_over_a_stale_connection(self, own_server: Subject, connect: Connect) -> None:
+        """Another connection of the process failed; this one was idle while the server was started anew. The one call that
+        the breaker lets through makes a new connection and succeeds."""
+        breaker = Breaker(first_s=0.01, longest_s=60, jitter=lambda: 0.5)
+        store = connect(own_server, breaker=breaker)
+        put(store, {b"a": b"1"})
+        own_server.kill()
+        own_server.start()
+        for _ in range(15):  # the next probe after this one is minutes away
+            breaker.failed()
+        breaker._probe_at = 0
+        assert store.exists([b"a"], soon()) == [MISS]
+        assert breaker.closed
+
     @pytest.mark.parametrize("host", ["a..b", "x" * 70, "no-such-host.invalid"])
     def test_names_that_are_no_hosts(self, host: str, idle_server: Subject, connect: Connect) -> None:
         """A configuration error of the user's, found at the first use: an outcome like any other."""

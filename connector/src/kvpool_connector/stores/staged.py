@@ -151,14 +151,13 @@ class StagedStore(abc.ABC):
             return []
         if time.monotonic() >= deadline:  # the caller was late, not the store
             return [Outcome.TIMEOUT] * count
-        idle = self._breaker.closed
         if not self._breaker.allow():
             return [Outcome.FAILED] * count
 
         def attempt() -> Sequence[int]:
             native = self._joined()
             codes = call(native)
-            return call(native) if idle and set(codes) == {self._stale} else codes
+            return call(native) if set(codes) == {self._stale} else codes
 
         try:
             codes = self._caller.call(attempt, deadline)

@@ -86,6 +86,10 @@ class StreamStore(abc.ABC):
             return []
         if time.monotonic() >= deadline:  # the caller was late, not the server
             return [Outcome.TIMEOUT] * count
+        if (
+            not self._breaker.allow()
+        ):  # once for a batch: a probe may need a second connection, its first one being stale
+            return [Outcome.FAILED] * count
         outcomes: list[Outcome] = []
         lost_at = -1
         try:
@@ -116,23 +120,15 @@ class StreamStore(abc.ABC):
 
     def _fault(self, fault: Exception) -> None:
         self.close()
-        if isinstance(fault, _LeftAlone):
-            return
         if self._breaker.failed():
             what = str(fault) or type(fault).__name__
             logger.warning("%s: %s; blocks are computed until it answers", self._where, what)
 
     def _connected(self, deadline: float) -> Connection:
-        if not self._breaker.allow():
-            raise _LeftAlone
         if self._connection is None:
             self._connection = self._dial(min(deadline, time.monotonic() + self._connect_s))
             self._generation += 1
         return self._connection
-
-
-class _LeftAlone(OSError):
-    """The breaker is open: not tried."""
 
 
 def _exchange(
