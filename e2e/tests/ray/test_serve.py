@@ -173,6 +173,8 @@ def ray(tmp_path: Path, store: KeyValueServer) -> Iterator[Ray]:
     config["remote"]["port"] = store.port
     config["admission"] = "always"  # a small model on a slow machine: computing may be quicker than loading
     (tmp_path / "kvpool.yaml").write_text(yaml.safe_dump(config))
+    # A shell's background job ignores Ctrl-C, and so would all that is started from it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     running = Ray(tmp_path, tmp_path / "kvpool.yaml")
     try:
         running.start()
