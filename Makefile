@@ -65,7 +65,7 @@ test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	@tools/setup.sh partners
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
-	$(ENGINE)/pytest connector/tests/engine/test_examples.py
+	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
 test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)

@@ -22,15 +22,15 @@ OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2304", "
 LMCACHE = {"LMCACHE_CHUNK_SIZE": "256", "LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.5"}
 
 
-def ran(command: list[str], extra: dict[str, str] | None = None) -> str:
-    """All that it printed."""
+def ran(command: list[str], extra: dict[str, str] | None = None, folder: Path | None = None) -> str:
+    """All that it printed, started in a folder."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("LMCACHE_", "KVPOOL_CONFIG"))}
     mine |= environment() | {"PYTHONPATH": str(CONNECTOR), "PYTHONUNBUFFERED": "1"} | (extra or {})
     mine |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_LOGGING_LEVEL": "INFO",
     }  # this folder's conftest says otherwise
-    run = subprocess.run(command, capture_output=True, text=True, env=mine, timeout=800, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, env=mine, cwd=folder, timeout=800, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     return run.stdout + run.stderr
 

@@ -6,11 +6,15 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 T = TypeVar("T")
+SEEDS = Path(__file__).parents[3] / "examples" / "seeds"
+FOREIGN_CRDS = Path(__file__).with_name("foreign_crds.yaml")
+"""Of KServe and KubeRay, as far as the API server must know them."""
 CHILD_KINDS = "secrets,configmaps,services,deployments,daemonsets,statefulsets,poddisruptionbudgets,networkpolicies"
 
 

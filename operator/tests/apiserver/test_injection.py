@@ -8,7 +8,6 @@ import re
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,9 @@ from cryptography import x509
 from kvpool_operator.injection.rayservice import with_connector
 
 from .conftest import SYSTEM, Operator
-from .kubectl import Kubectl, eventually
+from .kubectl import FOREIGN_CRDS, Kubectl, eventually
 
 POOL = {"backend": {"type": "Redis"}, "tiers": {"cpu": {"size": "1Gi"}}}
-CRDS = Path(__file__).with_name("foreign_crds.yaml")
 SERVE_CONFIG = """\
 # An application with two models.
 applications:
@@ -82,10 +80,10 @@ def pool(kubectl: Kubectl) -> Kubectl:
 @pytest.fixture(scope="module")
 def foreign_kinds(environment: dict[str, str], operator: Operator) -> Iterator[None]:
     kubectl = Kubectl(environment, "default")
-    kubectl("apply", "--server-side", "-f", str(CRDS))
-    kubectl("wait", "--for=condition=Established", "-f", str(CRDS), "--timeout=20s")
+    kubectl("apply", "--server-side", "-f", str(FOREIGN_CRDS))
+    kubectl("wait", "--for=condition=Established", "-f", str(FOREIGN_CRDS), "--timeout=20s")
     yield
-    kubectl("delete", "-f", str(CRDS), "--wait=false")
+    kubectl("delete", "-f", str(FOREIGN_CRDS), "--wait=false")
 
 
 # ---- Pods

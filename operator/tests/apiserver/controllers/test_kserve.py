@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ..kubectl import Kubectl, eventually
+from ..kubectl import SEEDS, Kubectl, eventually
 from . import looks
 from .conftest import pool
 from .process import Controller
 
 SEED: dict[str, Any] = yaml.safe_load(
-    Path(__file__).with_name("manifests").joinpath("inferenceservice.yaml").read_text()
+    (SEEDS / "kserve/as-written/lmcache_isvc.yaml").read_text().replace("KVPoolConnector", "LMCacheConnectorV1")
 )
 """KServe's own example of KV cache offloading, with LMCache as the connector."""
 NAME = SEED["metadata"]["name"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,13 @@ from e2e.cluster.progress import Progress
 from e2e.cluster.settings import read_settings
 from e2e.controllers import kuberay as kuberay_parts
 
-from ..kubectl import Kubectl, eventually
+from ..kubectl import SEEDS, Kubectl, eventually
 from . import looks
 from .conftest import pool
 from .dashboard import Dashboards
 from .process import Controller
 
-SEED = Path(__file__).with_name("manifests").joinpath("serve_config.yaml").read_text()
+SEED = (SEEDS / "ray-serve/as-written/app.yaml").read_text().replace("KVPoolConnector", "LMCacheConnectorV1")
 """Ray Serve's own example of KV cache offloading, with LMCache as the connector."""
 NAME = "ray-serve-llm"
 NODE = "nobody"
