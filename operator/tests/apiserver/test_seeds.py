@@ -1,4 +1,4 @@
-"""The documents that kvpool grew from: their manifests, as written but for the connector's name, and kvpool's way (docs/seeds.md)."""
+"""The documents behind kvpool: their manifests, as written but for the connector's name, and kvpool's way (docs/seeds.md)."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much the host's memory saves, with prompts that do not fit the device. The pool ends with the engine: nothing to destroy."""
 
 import os
