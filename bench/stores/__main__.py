@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from e2e.demo.report import machine
-from testkit.engine import CONNECTOR, ENGINE_PYTHON, ROOT
+from testkit.engine import CONNECTOR, ROOT
 
-LMCACHE_PYTHON, MOONCAKE = ROOT / ".venvs/lmcache/bin/python", ROOT / ".venvs/mooncake"
+LMCACHE_PYTHON = ROOT / ".venvs/lmcache/bin/python"
 GOALS = {
     "redis_set_share": 0.85,
     "redis_get_share": 0.85,
@@ -32,7 +32,7 @@ def main() -> int:
     rows = [
         *_run("bench.stores.resp", Path(sys.executable)),
         *_run("bench.engine.lm", LMCACHE_PYTHON),
-        *_run("bench.engine.mooncake", ENGINE_PYTHON, MOONCAKE),
+        *_run("bench.stores.mooncake", Path(sys.executable)),
         *_disk(),
     ]
     print(f"{'':42} {'n':>3} {'ours':>7} {'theirs':>7} {'ratio, quartiles':>24} {'goal':>6}")
@@ -55,8 +55,8 @@ def main() -> int:
     return int(bool(missed))
 
 
-def _run(module: str, python: Path, *overlays: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = _last_line(module, python, *overlays)
+def _run(module: str, python: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = _last_line(module, python)
     return rows
 
 
@@ -66,12 +66,12 @@ def _disk() -> list[dict[str, Any]]:
     return [{"figure": "disk_share", "name": f"slab {name} / O_DIRECT loop", **case} for name, case in cases.items()]
 
 
-def _last_line(module: str, python: Path, *overlays: Path) -> Any:
+def _last_line(module: str, python: Path) -> Any:
     """Raises:
     RuntimeError: with what the part said.
     """
     print(f"{module} ...", file=sys.stderr)
-    environment = os.environ | {"PYTHONPATH": ":".join(map(str, (CONNECTOR, ROOT, *overlays)))}
+    environment = os.environ | {"PYTHONPATH": ":".join(map(str, (CONNECTOR, ROOT)))}
     done = subprocess.run(
         [python, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
