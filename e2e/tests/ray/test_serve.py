@@ -199,4 +199,4 @@ def test_a_second_replica_reads_what_the_first_one_computed(ray: Ray, store: Key
         assert ray.complete(PROMPT) == text
         loaded = int(client.info("stats")["keyspace_hits"]) - hits
         print(f"{stored} parts in the store; reads of the second replica that found something: {loaded}")
-        assert loaded >= stored
+        assert loaded >= 2 * stored  # each part: once by the lookup, once by the load
