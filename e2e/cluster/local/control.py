@@ -149,6 +149,7 @@ class Control:
             *self._as_user(CONTROLLERS),
             f"--secure-port={self.ports.controller_manager}",
             "--pvclaimbinder-sync-period=1s",  # else a claim made before its volume waits 15 s
+            "--horizontal-pod-autoscaler-sync-period=1s",  # else a Deployment gets its autoscaler's minimum after 15 s
             "--use-service-account-credentials",
             # One token request per controller at its start: with the default limit they take 5 s.
             "--kube-api-qps=200",
