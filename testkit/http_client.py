@@ -83,11 +83,11 @@ def post(url: str, path: str, timeout_s: float = 30.0) -> None:
         connection.close()
 
 
-def healthy(url: str) -> bool:
+def healthy(url: str, path: str = "/health") -> bool:
     """Whether the server serves."""
     connection = _connect(url, 2)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False

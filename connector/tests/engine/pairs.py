@@ -19,6 +19,7 @@ import redis
 from kvpool_connector.vllm.handover import PREFILLED
 from testkit.engine import ENGINE_PYTHON, MODEL_NAME, ROOT
 from testkit.engine_process import KV_TRANSFER, EngineProcess
+from testkit.http_client import healthy
 from testkit.servers import KeyValueServer, free_port, wait_until
 
 NIXL, ROUTER = ROOT / ".venvs/nixl", ROOT / ".venvs/router"
@@ -174,14 +175,7 @@ def _router(folder: Path, prefill: str, decode: str) -> Iterator[str]:
 
     def up() -> bool:
         assert process.poll() is None, f"the router ended: {folder}/router.log"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return healthy(f"http://127.0.0.1:{port}")
 
     try:
         wait_until(f"the router answers ({folder}/router.log)", up, 60)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from kvpool_operator.desired import Material, Pool
 from kvpool_operator.desired.connectors import lmcache_mp
 from testkit.engine import MODEL_NAME, ROOT, environment
 from testkit.engine_process import EngineProcess
-from testkit.http_client import Answer, ask, reset_own_cache
+from testkit.http_client import Answer, ask, healthy, reset_own_cache
 from testkit.servers import KeyValueServer, free_port, wait_until
 
 PYTHON = ROOT / ".venvs/lmcache/bin/python"
@@ -80,18 +79,11 @@ def _serve(stack: ExitStack, folder: Path, arguments: list[str], http_port: int)
     stack.callback(process.wait, 30)
     stack.callback(process.terminate)
 
-    def healthy() -> bool:
+    def up() -> bool:
         assert process.poll() is None, f"LMCache's server ended: {folder}/server.log"
-        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=2)
-        try:
-            connection.request("GET", "/healthcheck")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return healthy(f"http://127.0.0.1:{http_port}", "/healthcheck")
 
-    wait_until(f"LMCache's server answers ({folder}/server.log)", healthy, 180, poll_s=0.2)
+    wait_until(f"LMCache's server answers ({folder}/server.log)", up, 180, poll_s=0.2)
 
 
 def test_the_second_request_hits(engine: EngineProcess, store: KeyValueServer) -> None:

@@ -4,15 +4,13 @@ do, and no password is repeated."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from kvpool_operator.api import KVCachePoolSpec, StoreType
 from kvpool_operator.api.external import External, ExternalSentinel
 from kvpool_operator.desired.stores import DEFAULT_PORTS
-from kvpool_operator.observe.probe import Target, probe, sentinel_primary
+from kvpool_operator.observe.probe import Target, probe, sentinel_primary, within
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
 DEADLINE = 2.0
@@ -84,7 +82,7 @@ async def probe_port(host: str, port: int) -> StoreProbe:
     async def nothing(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> StoreProbe:
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} listens")
 
-    return await _converse(host, port, nothing)
+    return await within(Target(host, port), DEADLINE, nothing)
 
 
 async def probe_lmcache(host: str, port: int) -> StoreProbe:
@@ -96,7 +94,7 @@ async def probe_lmcache(host: str, port: int) -> StoreProbe:
         await reader.readexactly(_LM_ANSWER)
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} answers")
 
-    return await _converse(host, port, health)
+    return await within(Target(host, port), DEADLINE, health)
 
 
 async def probe_etcd(endpoints: tuple[str, ...]) -> StoreProbe:
@@ -122,31 +120,9 @@ async def _etcd_member(endpoint: str) -> StoreProbe:
             return StoreProbe(StoreState.AVAILABLE, f"{endpoint} is healthy")
         return StoreProbe(StoreState.NO_QUORUM, f"{endpoint} sees no leader")
 
-    return await _converse(host, port, health)
+    return await within(Target(host, port), DEADLINE, health)
 
 
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host, int(port)
-
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[StoreProbe]]
-
-
-async def _converse(host: str, port: int, talk: Talk) -> StoreProbe:
-    try:
-        async with asyncio.timeout(DEADLINE):
-            reader, writer = await asyncio.open_connection(host, port, limit=4096)
-            try:
-                return await talk(reader, writer)
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-    except TimeoutError:
-        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port} did not answer within {DEADLINE:g} s")
-    except asyncio.IncompleteReadError:
-        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port}: the connection was closed in mid-answer")
-    except (OSError, asyncio.LimitOverrunError, UnicodeError) as error:
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return StoreProbe(StoreState.UNREACHABLE, f"{host}:{port}: {words or type(error).__name__}")

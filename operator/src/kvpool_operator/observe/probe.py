@@ -41,17 +41,18 @@ class Target:
 
 async def probe(target: Target, *, deadline: float = 2.0) -> StoreProbe:
     """Try it once. Never raises for what a store or a network can do, and never repeats a password in what it says."""
-    return await _within(target, deadline, lambda reader, writer: _converse(target, reader, writer))
+    return await within(target, deadline, lambda reader, writer: _converse(target, reader, writer))
 
 
 async def sentinel_primary(target: Target, master_name: str, *, deadline: float = 2.0) -> tuple[str, int] | StoreProbe:
     """The primary's address as a sentinel names it; or why it names none."""
-    return await _within(target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer))
+    return await within(target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer))
 
 
-async def _within(
+async def within(
     target: Target, deadline: float, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Answer]]
 ) -> Answer | StoreProbe:
+    """One connection, one deadline for all that is said over it. What a network or a server can do is an answer, never raised."""
     try:
         async with asyncio.timeout(deadline):
             reader, writer = await asyncio.open_connection(target.host, target.port, limit=_ANSWER_LIMIT)
