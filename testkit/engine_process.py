@@ -91,6 +91,16 @@ class EngineProcess:
 
         wait_until(f"engine {self.name} serves ({self.log})", up, START_S, poll_s=0.2)
 
+    def worker_threads(self) -> list[set[int]]:
+        """The cores on which each thread of the worker process may run."""
+        assert self._process is not None
+        (worker,) = (
+            status.parent for status in Path("/proc").glob("[0-9]*/stat")
+            if (fields := status.read_text().rpartition(")"))[0].endswith("(VLLM::Worker")
+            and int(fields[2].split()[2]) == self._process.pid
+        )  # fmt: skip
+        return [os.sched_getaffinity(int(task.name)) for task in (worker / "task").iterdir()]
+
     def end(self) -> None:
         """The server and its children: they share a process group, which :meth:`start` made."""
         process, self._process = self._process, None

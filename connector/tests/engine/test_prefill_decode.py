@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -32,6 +33,13 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Role kv_producer, role kv_consumer."""
     with pair(tmp_path_factory.mktemp("pair"), nixl=False) as both:
         yield both
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: there is nowhere to go")
+def test_the_lanes_are_not_bound_to_the_core_of_vllms_loop(engines: Pair) -> None:
+    """vLLM pins its own threads of the worker, one by one, and what they start inherits that."""
+    roaming = [cores for cores in engines.prefill.worker_threads() if len(cores) > 1]
+    assert len(roaming) == len(("copy", "read", "write"))
 
 
 def test_the_decode_engine_computes_the_last_token_only(engines: Pair) -> None:

@@ -11,10 +11,10 @@ import functools
 import heapq
 import math
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 
+from kvpool_connector import threads
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome, Store
 from kvpool_connector.tiers.keymap import Key
@@ -76,8 +76,7 @@ class Presence:
         self._tell_at = 0.0
         self.late = 0
         """Questions that were given up: no answer within the deadline. Each is a miss that costs computing."""
-        self._thread = threading.Thread(target=self._serve, name="kvpool-presence", daemon=True)
-        self._thread.start()
+        self._thread = threads.start("presence", self._serve)
 
     @property
     def generation(self) -> int:

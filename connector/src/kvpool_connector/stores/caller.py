@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from kvpool_connector import threads
 
 T = TypeVar("T")
 
@@ -51,8 +54,7 @@ class Caller:
 
         if self._tasks is None:
             self._tasks = queue.SimpleQueue()
-            # A daemon: a call that hangs must not keep the process from ending.
-            threading.Thread(target=_serve, args=(self._tasks,), name=self._name, daemon=True).start()
+            threads.start(self._name, functools.partial(_serve, self._tasks))
         self._idle.clear()
         self._tasks.put(task)
         if not self._idle.wait(max(deadline - time.monotonic(), 0)):

@@ -41,7 +41,7 @@ class StagedStore(abc.ABC):
         where: names the store in the log; no credentials.
         """
         self._where, self._breaker = where, breaker
-        self._caller = Caller("kvpool-store")
+        self._caller = Caller("store")
         self._native: Any = None
         self._staging = Staging(STAGING_BYTES)
         self._registered = 0  # address of the staging memory that the client knows

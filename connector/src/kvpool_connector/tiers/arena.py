@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from kvpool_connector import threads
 from kvpool_connector.config import format_bytes
 from kvpool_connector.format import HEADER_BYTES
 from kvpool_connector.log import get_logger
@@ -72,8 +73,7 @@ class Arena:
         First touch of 124 MB took 0.6 s where fetching it from Redis took 0.07 s. MADV_POPULATE_WRITE leaves contents
         alone, so it may run while rows are in use; kernels before 5.14 refuse it, and pages then come with first use.
         """
-        self._populating = threading.Thread(target=self._populate, name="kvpool-populate", daemon=True)
-        self._populating.start()
+        self._populating = threads.start("populate", self._populate)
 
     def _populate(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)  # ctypes releases the interpreter lock; mmap.madvise does not

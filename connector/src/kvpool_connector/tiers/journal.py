@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kvpool_connector import threads
 from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
 from kvpool_connector.tiers.ownership import PRIVATE, Ownership, unusable
@@ -85,8 +86,7 @@ class Journal:
         except ConfigError:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._serve, name="kvpool-journal", daemon=True)
-        self._thread.start()
+        self._thread = threads.start("journal", self._serve)
 
     def recovered(self) -> list[tuple[bytes, int]]:
         """Keys and slots at the start, the one stored last at the end. No key and no slot is named twice.

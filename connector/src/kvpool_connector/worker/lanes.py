@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from kvpool_connector import threads
 from kvpool_connector.log import get_logger
 
 logger = get_logger(__name__)
@@ -24,8 +25,7 @@ class Lane:
     def __init__(self, name: str) -> None:
         self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
-        self._thread = threading.Thread(target=self._serve, name=f"kvpool-{name}", daemon=True)
-        self._thread.start()
+        self._thread = threads.start(name, self._serve)
 
     def run(self, task: Callable[[], None], priority: int = NORMAL) -> None:
         """Queue a task; tasks of one priority run in the order in which they came."""

@@ -1,0 +1,60 @@
+"""Threads that may run where there is room.
+
+vLLM's CPU worker pins its main thread to one core before it loads a connector, and waits for work there in a loop of
+``sched_yield`` (``SpinCondition`` in ``vllm/distributed/device_communicators/shm_broadcast.py``). A thread that it starts
+inherits that core, and Linux was seen to let such threads wait for ten seconds and more, ready to run, while the loop yielded
+to nobody: a store's reply lay in its socket until the write's deadline had passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+
+def start(name: str, task: Callable[[], object]) -> threading.Thread:
+    """A running thread of kvpool: a daemon, since none may keep the process from ending, on cores of its choice."""
+
+    def run() -> None:
+        with contextlib.suppress(OSError):  # forbidden or gone: it stays where it was born
+            if cores := wider(os.sched_getaffinity(0), _of_siblings(), _of_parent):
+                os.sched_setaffinity(0, cores)
+        task()
+
+    thread = threading.Thread(target=run, name=f"kvpool-{name}", daemon=True)
+    thread.start()
+    return thread
+
+
+def wider(
+    mine: Collection[int], of_siblings: Iterable[Collection[int]], of_parent: Callable[[], Collection[int]]
+) -> set[int]:
+    """Where a thread shall run that was born on ``mine``; empty: there.
+
+    Only a single core is left: what is wider was chosen by someone who knows why, such as a NUMA node. The cores of the
+    process's other threads are next, since somebody gave them to this process, then those of the process that started it.
+    """
+    if len(mine) != 1:
+        return set()
+    found = set(mine).union(*of_siblings)
+    if len(found) == 1:
+        found |= set(of_parent())
+    return found if len(found) > 1 else set()
+
+
+def _of_siblings() -> list[set[int]]:
+    found: list[set[int]] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append(os.sched_getaffinity(int(task.name)))
+    return found
+
+
+def _of_parent() -> set[int]:
+    parent = os.getppid()
+    return (
+        os.sched_getaffinity(parent) if parent else set()
+    )  # 0: outside of the container, and 0 would mean this thread
