@@ -25,6 +25,15 @@ PROGRAM = Published(
     package="./cmd/manager",
     files=("config/crd/full", "config/webhook/manifests.yaml", "config/runtimes/kserve-huggingfaceserver.yaml"),
 )
+LLM_PROGRAM = Published(
+    name="kserve-llmisvc",
+    module=PROGRAM.module,
+    version=PROGRAM.version,
+    checksum=PROGRAM.checksum,
+    package="./cmd/llmisvc",
+    files=("config/crd/full/llmisvc", "config/llmisvcconfig"),
+)
+"""LLMInferenceServices have a controller of their own."""
 RUNTIME_IMAGE = "docker.io/kserve/huggingfaceserver"
 
 
