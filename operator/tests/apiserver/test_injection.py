@@ -14,6 +14,7 @@ import pytest
 import yaml
 from cryptography import x509
 
+from kvpool_operator.api import ConflictPolicy
 from kvpool_operator.injection.rayservice import with_connector
 
 from .conftest import SYSTEM, Operator
@@ -294,7 +295,7 @@ def ray_service(config: str) -> dict[str, Any]:
 def test_a_rayservice_gets_the_connector_once(pool: Kubectl) -> None:
     create(pool, ray_service(SERVE_CONFIG))
     first = pool.must_get("rayservice", "llms")
-    assert first["spec"]["serveConfigV2"] == with_connector(SERVE_CONFIG)[0]
+    assert first["spec"]["serveConfigV2"] == with_connector(SERVE_CONFIG, ConflictPolicy.SKIP)[0]
     engines = yaml.safe_load(first["spec"]["serveConfigV2"])["applications"][0]["args"]["llm_configs"]
     assert [one["engine_kwargs"]["kv_transfer_config"]["kv_connector"] for one in engines] == ["KVPoolConnector"] * 2
     assert first["spec"]["rayClusterConfig"] == ray_service("")["spec"]["rayClusterConfig"]
@@ -307,6 +308,33 @@ def test_a_rayservice_gets_the_connector_once(pool: Kubectl) -> None:
         pool.apply_pool("demo", {**POOL, "connector": {"ttlSeconds": seconds}})
     pool("annotate", "rayservice", "llms", "touched=yes")
     assert pool.must_get("rayservice", "llms")["spec"] == first["spec"]
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_a_rayservice_with_a_connector_of_its_own_by_conflict_policy(pool: Kubectl) -> None:
+    own = SERVE_CONFIG.replace("4096}", "4096, kv_transfer_config: {kv_connector: LMCacheConnectorV1}}")
+    for policy in (ConflictPolicy.MULTI, ConflictPolicy.REPLACE):
+        pool.apply_pool("demo", {**POOL, "injection": {"conflictPolicy": str(policy)}})
+        expected = with_connector(own, policy)[0]
+
+        def is_made(policy: ConflictPolicy = policy, expected: str = expected) -> bool:
+            """The operator hears of the pool's new policy a moment later."""
+            pool.run("delete", "rayservice", "llms", "--ignore-not-found")
+            create(pool, ray_service(own))
+            return str(pool.must_get("rayservice", "llms")["spec"]["serveConfigV2"]) == expected
+
+        eventually(is_made, what=f"a RayService by {policy}")
+        pool("annotate", "rayservice", "llms", f"touched={policy}")
+        assert pool.must_get("rayservice", "llms")["spec"]["serveConfigV2"] == expected
+    pool.apply_pool("demo", {**POOL, "injection": {"conflictPolicy": "Fail"}})
+    pool("delete", "rayservice", "llms")
+
+    def refusal() -> str:
+        pool.run("delete", "rayservice", "llms", "--ignore-not-found")
+        return pool.run("create", "-f", "-", text=json.dumps(ray_service(own))).stderr
+
+    eventually(lambda: "spec.injection.conflictPolicy is Fail" in refusal(), what="a refusal")
+    assert pool.get("rayservice", "llms") is None
 
 
 @pytest.mark.usefixtures("foreign_kinds")

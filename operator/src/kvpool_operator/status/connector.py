@@ -37,8 +37,11 @@ def server_memory_fits(seen: Observed) -> Finding | None:
     if pool is None or pool.spec.connector.type is not ConnectorType.LMCACHE_MP:
         return None
     spec = seen.daemon_sets.get(names.lmcache(pool), {}).get("spec", {}).get("template", {}).get("spec", {})
-    container = next((one for one in spec.get("containers", ()) if one["name"] == names.LMCACHE_CONTAINER), {})
-    limit, needed = sizing.memory_limit(container.get("resources", {}).get("limits")), lmcache_mp.memory(pool)
+    containers: list[dict[str, Any]] = [
+        one for one in spec.get("containers", ()) if one["name"] == names.LMCACHE_CONTAINER
+    ]
+    limits = containers[0].get("resources", {}).get("limits") if containers else None
+    limit, needed = sizing.memory_limit(limits), lmcache_mp.memory(pool)
     if limit is None or limit >= needed:
         return None
     return Finding(

@@ -55,10 +55,10 @@ class Admission:
         if not reference:
             return None
         try:
-            await self._facts(names.pool_key(reference, namespace), namespace)
+            known = await self._facts(names.pool_key(reference, namespace), namespace)
         except Skip as reason:
             return rayservice.skipped(body, reason)
-        return rayservice.inject(body)
+        return rayservice.inject(body, known.conflict_policy, request.get("oldObject"))
 
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE
