@@ -102,7 +102,11 @@ names:
 # KubeRay copies a RayService's annotations to its RayCluster, but not to Pods.
 - apiGroups: [ray.io]
   resources: [rayclusters]
-  verbs: [get, list]
+  verbs: [get]
+# Of an LLMInferenceService's own annotations KServe copies a few prefixes only.
+- apiGroups: [serving.kserve.io]
+  resources: [llminferenceservices]
+  verbs: [get]
 {{- end }}
 
 {{- define "kvpool.webhookClient" -}}

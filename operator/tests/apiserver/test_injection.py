@@ -368,6 +368,38 @@ def test_pods_of_ray_are_resolved_by_their_cluster(pool: Kubectl) -> None:
 
 
 @pytest.mark.usefixtures("foreign_kinds")
+def test_pods_of_an_llminferenceservice_are_resolved_by_its_own_annotation(pool: Kubectl) -> None:
+    service = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LLMInferenceService", "spec": {}}
+    create(pool, {**service, "metadata": {"name": "with", "annotations": {"kvpool.dev/pool": "demo"}}})
+    create(pool, {**service, "metadata": {"name": "without"}})
+    for service_name, part, wanted in (
+        ("with", "workload", True), ("with", "workload-leader-prefill", True), ("with", "router-scheduler", False),
+        ("without", "workload", False), ("gone", "workload", False),
+    ):  # fmt: skip
+        labels = {
+            "app.kubernetes.io/name": service_name,
+            "app.kubernetes.io/component": f"llminferenceservice-{part}",
+        }
+        create(pool, pod(f"{service_name}-{part}", pool="", labels=labels))
+        assert is_injected(pool.must_get("pod", f"{service_name}-{part}")) == wanted
+    found = pool.await_condition("demo", "InjectionReady", reason="Injected")
+    assert found["message"].startswith("2 Pods")
+    assert "kvpool" not in json.dumps(pool.must_get("llminferenceservice", "with")["spec"])
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_pods_of_an_llminferenceservice_that_the_webhook_missed_are_found(pool: Kubectl, operator: Operator) -> None:
+    body = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LLMInferenceService", "spec": {}}
+    create(pool, {**body, "metadata": {"name": "llm", "annotations": {"kvpool.dev/pool": "demo"}}})
+    labels = {"app.kubernetes.io/name": "llm", "app.kubernetes.io/component": "llminferenceservice-workload"}
+    operator.stop()
+    create(pool, pod("missed", pool="", labels=labels))
+    operator.start()
+    found = pool.await_condition("demo", "InjectionReady", reason="PodsMissed")
+    assert f"{pool.namespace}/missed" in found["message"]
+
+
+@pytest.mark.usefixtures("foreign_kinds")
 def test_an_inferenceservice_is_not_touched_and_its_pods_are(pool: Kubectl) -> None:
     spec = {"predictor": {"model": {"modelFormat": {"name": "huggingface"}, "args": ["--model_id=org/m"]}}}
     head = {"name": "llm", "annotations": {"kvpool.dev/pool": "demo"}}
