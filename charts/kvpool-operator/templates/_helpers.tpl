@@ -99,6 +99,10 @@ names:
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# To say on a pool that Pods of others wait for a restart.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
 # KubeRay copies a RayService's annotations to its RayCluster, but not to Pods.
 - apiGroups: [ray.io]
   resources: [rayclusters]

@@ -34,6 +34,10 @@ LLM_KIND = "LLMInferenceService"
 LLM_NAME = "app.kubernetes.io/name"
 """Label of KServe on Pods of an LLMInferenceService: its name, where ``LLM_COMPONENT`` says that it is one."""
 LLM_COMPONENT = "app.kubernetes.io/component"
+INFERENCE_SERVICE = "serving.kserve.io/inferenceservice"
+"""Label of KServe on Pods of an InferenceService: its name."""
+TEMPLATE_HASH = "pod-template-hash"
+"""Label of Deployments on their Pods; their ReplicaSets are called after it."""
 LLM_WORKLOAD = "llminferenceservice-workload"
 """Beginning of that label on Pods that run vLLM; what follows tells leaders, workers and prefill apart."""
 
@@ -86,3 +90,19 @@ def parent(pod: Mapping[str, Any]) -> Parent | None:
     if labels.get(LLM_COMPONENT, "").startswith(LLM_WORKLOAD) and LLM_NAME in labels:
         return Parent(LLM_KIND, labels[LLM_NAME])
     return None
+
+
+def workload(pod: Mapping[str, Any]) -> str:
+    """Kind and name of what a person restarts, as far as the Pod tells."""
+    found, labels = parent(pod), labels_of(pod)
+    if found is not None:
+        return f"{found.kind} {found.name}"
+    if INFERENCE_SERVICE in labels:
+        return f"InferenceService {labels[INFERENCE_SERVICE]}"
+    for owner in pod["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            suffix = f"-{labels.get(TEMPLATE_HASH)}"
+            if owner["kind"] == "ReplicaSet" and owner["name"].endswith(suffix):
+                return f"Deployment {owner['name'].removesuffix(suffix)}"
+            return f"{owner['kind']} {owner['name']}"
+    return f"Pod {pod['metadata'].get('name', '')}"

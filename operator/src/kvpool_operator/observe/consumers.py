@@ -36,6 +36,7 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         mark=annotations.get(names.INJECTED, ""),
         skip=annotations.get(names.SKIP_REASON, ""),
         version=int(metadata["resourceVersion"]),
+        workload=names.workload(pod),
     )
 
 
