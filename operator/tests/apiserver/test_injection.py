@@ -281,6 +281,29 @@ def test_the_secret_of_an_external_store_is_never_copied(kubectl: Kubectl, other
     assert other.children("demo") == set()
 
 
+def test_workloads_that_came_before_the_pool_are_told_once(kubectl: Kubectl) -> None:
+    def events() -> list[tuple[str, str]]:
+        found = [one for one in kubectl.list("events") if one["involvedObject"]["kind"] == "KVCachePool"]
+        return [(one["reason"], one["message"]) for one in found]
+
+    for name in ("one", "two"):
+        create(kubectl, pod(name))
+        assert annotations_of(kubectl, name)["kvpool.dev/skip-reason"].startswith("PoolMissing: ")
+    kubectl.apply_pool("demo", POOL)
+    kubectl.await_condition("demo", "InjectionReady", reason="PodsSkipped")
+    eventually(lambda: kubectl.must_get("kvp", "demo")["status"]["workloadsWaiting"] == 2, what="a count")
+    text = "workloads that name this pool run without the cache and would get it: restart"
+    told = f"2 {text} {kubectl.namespace}/Pod one, {kubectl.namespace}/Pod two"
+    eventually(lambda: events()[-1:] == [("RestartNeeded", told)], what="an Event")
+    # Other news of the pool is none of the Event's.
+    kubectl.apply_pool("demo", {**POOL, "connector": {"ttlSeconds": 60}})
+    kubectl("delete", "pods", "--all", "--grace-period=0", "--force")
+    eventually(lambda: events()[-1][0] == "NoRestartNeeded", what="the end of it")
+    assert [reason for reason, _ in events()].count("RestartNeeded") == 1
+    shown = kubectl("describe", "kvp", "demo")
+    assert "RestartNeeded" in shown
+
+
 # ---- KubeRay and KServe
 
 

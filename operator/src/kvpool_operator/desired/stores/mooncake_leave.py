@@ -16,7 +16,7 @@ GRACE_SECONDS = SECONDS + 15
 _SCRIPT = r"""
 ask() {
   exec 3<>"/dev/tcp/$host/$port" || exit 0
-  printf '%s %s HTTP/1.0\r\nHost: master\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' \
+  printf '%s %s HTTP/1.0\r\nHost: master\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' \
     "$1" "$2" "${#3}" "$3" >&3
   timeout 2 cat <&3
 }
