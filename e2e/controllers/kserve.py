@@ -25,6 +25,15 @@ PROGRAM = Published(
     package="./cmd/manager",
     files=("config/crd/full", "config/webhook/manifests.yaml", "config/runtimes/kserve-huggingfaceserver.yaml"),
 )
+LLM_PROGRAM = Published(
+    name="kserve-llmisvc",
+    module=PROGRAM.module,
+    version=PROGRAM.version,
+    checksum=PROGRAM.checksum,
+    package="./cmd/llmisvc",
+    files=("config/crd/full/llmisvc", "config/llmisvcconfig"),
+)
+"""LLMInferenceServices have a controller of their own."""
 RUNTIME_IMAGE = "docker.io/kserve/huggingfaceserver"
 
 
@@ -82,6 +91,16 @@ def runtime(folder: Path) -> Manifest:
     return body
 
 
+def llm_manifests(folder: Path) -> tuple[list[Path], list[Manifest]]:
+    """Files with the CRDs of LLMInferenceServices, and KServe's own templates for them."""
+    crds = sorted((folder / "config/crd/full/llmisvc").glob("serving.kserve.io_*.yaml"))
+    templates = sorted((folder / "config/llmisvcconfig").glob("config-llm-*template.yaml"))
+    bodies: list[Manifest] = [yaml.safe_load(file.read_text()) for file in templates]
+    for body in bodies:
+        body["metadata"]["namespace"] = NAMESPACE
+    return crds, bodies
+
+
 def webhooks(folder: Path, url: str, authority: bytes) -> list[Manifest]:
     """Its webhook configurations, called by url in place of a Service.
 
@@ -96,10 +115,10 @@ def webhooks(folder: Path, url: str, authority: bytes) -> list[Manifest]:
     return bodies
 
 
-def command(folder: Path, health_port: int, webhook_port: int) -> list[str]:
+def command(folder: Path, health_port: int, webhook_port: int, program: Published = PROGRAM) -> list[str]:
     """No metrics, no leader election. Its webhook server has no flag for an address: it listens on all of them, by TLS."""
     return [
-        str(folder / PROGRAM.name),
+        str(folder / program.name),
         "--metrics-addr=0",
         f"--health-probe-addr=127.0.0.1:{health_port}",
         f"--webhook-port={webhook_port}",

@@ -99,10 +99,18 @@ names:
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# To say on a pool that Pods of others wait for a restart.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
 # KubeRay copies a RayService's annotations to its RayCluster, but not to Pods.
 - apiGroups: [ray.io]
   resources: [rayclusters]
-  verbs: [get, list]
+  verbs: [get]
+# Of an LLMInferenceService's own annotations KServe copies a few prefixes only.
+- apiGroups: [serving.kserve.io]
+  resources: [llminferenceservices]
+  verbs: [get]
 {{- end }}
 
 {{- define "kvpool.webhookClient" -}}

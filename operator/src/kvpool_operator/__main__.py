@@ -28,9 +28,9 @@ from kvpool_operator.kube import ApiError, Client, connect
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.consumers import Consumers
 from kvpool_operator.observe.gather import PoolKey
+from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
 from kvpool_operator.observe.prime import prime
-from kvpool_operator.observe.ray import RayClusters
 from kvpool_operator.reconcile import Reconciler
 from kvpool_operator.webhook.admission import Admission
 from kvpool_operator.webhook.keeper import Keeper
@@ -75,11 +75,11 @@ async def wait_for_crd(client: Client, stop: asyncio.Event, *, pause: float = 2.
 async def run(settings: Settings, *, host: str, port: int, webhook_port: int, stop: asyncio.Event) -> None:
     """The whole operator, until ``stop``."""
     client, cache, consumers, timings = connect(), Cache(), Consumers(), Timings()
-    pools, ray = Pools(client, time.monotonic), RayClusters(client, time.monotonic)
+    pools, parents = Pools(client, time.monotonic), Parents(client, time.monotonic)
     queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
     reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
     workers = Workers(queue, reconciler.reconcile, count=settings.workers)
-    admission = Admission(pools, cache, ray, settings)
+    admission = Admission(pools, cache, parents, settings)
     ready = asyncio.Event()
     try:
         async with health.serve(
@@ -101,7 +101,7 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
                 ready_flag=ready,
                 stop_flag=stop,
             )
-            parts = [informer, workers.run(), scan.run(client, consumers, ray, settings, workers.add)]
+            parts = [informer, workers.run(), scan.run(client, consumers, parents, settings, workers.add)]
             if settings.webhook.enabled:
                 app = application({"/pods": admission.pod, "/rayservices": admission.rayservice}, timings)
                 fill = partial(prime, client, pools, cache, settings.watch_namespaces)

@@ -14,12 +14,14 @@ from typing import Any
 from kvpool_connector.config import ConfigError
 from kvpool_operator.api import InvalidSpec, Settings, parse_spec
 from kvpool_operator.apply.children import Children
+from kvpool_operator.apply.events import record
 from kvpool_operator.apply.secrets import SecretValues
 from kvpool_operator.apply.status import write_status
 from kvpool_operator.desired import Material, Pool, desired
 from kvpool_operator.kube import Client
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.gather import Observer, PoolKey
+from kvpool_operator.status import events
 from kvpool_operator.status.fold import build_status
 from kvpool_operator.status.observed import Consumer, Observed
 
@@ -84,6 +86,8 @@ class Reconciler:
         if await write_status(self._client, body, status):
             ready = status["conditions"][0]
             _log.info("%s/%s: Ready=%s %s: %s", *key, ready["status"], ready["reason"], ready["message"])
+            for event in events.of(seen, body.get("status", {}), status):
+                await record(self._client, body, event)
         return self._next_look(seen, status)
 
     async def _bring_about(self, key: PoolKey, body: Mapping[str, Any], spec: Any) -> Observed:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from cryptography import x509
 
+from kvpool_operator.api import ConflictPolicy
 from kvpool_operator.injection.rayservice import with_connector
 
 from .conftest import SYSTEM, Operator
@@ -280,6 +281,29 @@ def test_the_secret_of_an_external_store_is_never_copied(kubectl: Kubectl, other
     assert other.children("demo") == set()
 
 
+def test_workloads_that_came_before_the_pool_are_told_once(kubectl: Kubectl) -> None:
+    def events() -> list[tuple[str, str]]:
+        found = [one for one in kubectl.list("events") if one["involvedObject"]["kind"] == "KVCachePool"]
+        return [(one["reason"], one["message"]) for one in found]
+
+    for name in ("one", "two"):
+        create(kubectl, pod(name))
+        assert annotations_of(kubectl, name)["kvpool.dev/skip-reason"].startswith("PoolMissing: ")
+    kubectl.apply_pool("demo", POOL)
+    kubectl.await_condition("demo", "InjectionReady", reason="PodsSkipped")
+    eventually(lambda: kubectl.must_get("kvp", "demo")["status"]["workloadsWaiting"] == 2, what="a count")
+    text = "workloads that name this pool run without the cache and would get it: restart"
+    told = f"2 {text} {kubectl.namespace}/Pod one, {kubectl.namespace}/Pod two"
+    eventually(lambda: events()[-1:] == [("RestartNeeded", told)], what="an Event")
+    # Other news of the pool is none of the Event's.
+    kubectl.apply_pool("demo", {**POOL, "connector": {"ttlSeconds": 60}})
+    kubectl("delete", "pods", "--all", "--grace-period=0", "--force")
+    eventually(lambda: events()[-1][0] == "NoRestartNeeded", what="the end of it")
+    assert [reason for reason, _ in events()].count("RestartNeeded") == 1
+    shown = kubectl("describe", "kvp", "demo")
+    assert "RestartNeeded" in shown
+
+
 # ---- KubeRay and KServe
 
 
@@ -294,7 +318,7 @@ def ray_service(config: str) -> dict[str, Any]:
 def test_a_rayservice_gets_the_connector_once(pool: Kubectl) -> None:
     create(pool, ray_service(SERVE_CONFIG))
     first = pool.must_get("rayservice", "llms")
-    assert first["spec"]["serveConfigV2"] == with_connector(SERVE_CONFIG)[0]
+    assert first["spec"]["serveConfigV2"] == with_connector(SERVE_CONFIG, ConflictPolicy.SKIP)[0]
     engines = yaml.safe_load(first["spec"]["serveConfigV2"])["applications"][0]["args"]["llm_configs"]
     assert [one["engine_kwargs"]["kv_transfer_config"]["kv_connector"] for one in engines] == ["KVPoolConnector"] * 2
     assert first["spec"]["rayClusterConfig"] == ray_service("")["spec"]["rayClusterConfig"]
@@ -307,6 +331,33 @@ def test_a_rayservice_gets_the_connector_once(pool: Kubectl) -> None:
         pool.apply_pool("demo", {**POOL, "connector": {"ttlSeconds": seconds}})
     pool("annotate", "rayservice", "llms", "touched=yes")
     assert pool.must_get("rayservice", "llms")["spec"] == first["spec"]
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_a_rayservice_with_a_connector_of_its_own_by_conflict_policy(pool: Kubectl) -> None:
+    own = SERVE_CONFIG.replace("4096}", "4096, kv_transfer_config: {kv_connector: LMCacheConnectorV1}}")
+    for policy in (ConflictPolicy.MULTI, ConflictPolicy.REPLACE):
+        pool.apply_pool("demo", {**POOL, "injection": {"conflictPolicy": str(policy)}})
+        expected = with_connector(own, policy)[0]
+
+        def is_made(policy: ConflictPolicy = policy, expected: str = expected) -> bool:
+            """The operator hears of the pool's new policy a moment later."""
+            pool.run("delete", "rayservice", "llms", "--ignore-not-found")
+            create(pool, ray_service(own))
+            return str(pool.must_get("rayservice", "llms")["spec"]["serveConfigV2"]) == expected
+
+        eventually(is_made, what=f"a RayService by {policy}")
+        pool("annotate", "rayservice", "llms", f"touched={policy}")
+        assert pool.must_get("rayservice", "llms")["spec"]["serveConfigV2"] == expected
+    pool.apply_pool("demo", {**POOL, "injection": {"conflictPolicy": "Fail"}})
+    pool("delete", "rayservice", "llms")
+
+    def refusal() -> str:
+        pool.run("delete", "rayservice", "llms", "--ignore-not-found")
+        return pool.run("create", "-f", "-", text=json.dumps(ray_service(own))).stderr
+
+    eventually(lambda: "spec.injection.conflictPolicy is Fail" in refusal(), what="a refusal")
+    assert pool.get("rayservice", "llms") is None
 
 
 @pytest.mark.usefixtures("foreign_kinds")
@@ -337,6 +388,38 @@ def test_pods_of_ray_are_resolved_by_their_cluster(pool: Kubectl) -> None:
     for name in ("without", "gone"):
         assert "kvpool" not in json.dumps(pool.must_get("pod", name)["spec"])
     pool.await_condition("demo", "InjectionReady", reason="Injected")
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_pods_of_an_llminferenceservice_are_resolved_by_its_own_annotation(pool: Kubectl) -> None:
+    service = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LLMInferenceService", "spec": {}}
+    create(pool, {**service, "metadata": {"name": "with", "annotations": {"kvpool.dev/pool": "demo"}}})
+    create(pool, {**service, "metadata": {"name": "without"}})
+    for service_name, part, wanted in (
+        ("with", "workload", True), ("with", "workload-leader-prefill", True), ("with", "router-scheduler", False),
+        ("without", "workload", False), ("gone", "workload", False),
+    ):  # fmt: skip
+        labels = {
+            "app.kubernetes.io/name": service_name,
+            "app.kubernetes.io/component": f"llminferenceservice-{part}",
+        }
+        create(pool, pod(f"{service_name}-{part}", pool="", labels=labels))
+        assert is_injected(pool.must_get("pod", f"{service_name}-{part}")) == wanted
+    found = pool.await_condition("demo", "InjectionReady", reason="Injected")
+    assert found["message"].startswith("2 Pods")
+    assert "kvpool" not in json.dumps(pool.must_get("llminferenceservice", "with")["spec"])
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_pods_of_an_llminferenceservice_that_the_webhook_missed_are_found(pool: Kubectl, operator: Operator) -> None:
+    body = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LLMInferenceService", "spec": {}}
+    create(pool, {**body, "metadata": {"name": "llm", "annotations": {"kvpool.dev/pool": "demo"}}})
+    labels = {"app.kubernetes.io/name": "llm", "app.kubernetes.io/component": "llminferenceservice-workload"}
+    operator.stop()
+    create(pool, pod("missed", pool="", labels=labels))
+    operator.start()
+    found = pool.await_condition("demo", "InjectionReady", reason="PodsMissed")
+    assert f"{pool.namespace}/missed" in found["message"]
 
 
 @pytest.mark.usefixtures("foreign_kinds")

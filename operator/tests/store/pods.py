@@ -79,6 +79,10 @@ class PodProcess:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def exec(self, command: list[str], **environment: str) -> None:
+        """Run another program where this one runs, as a probe or a hook does."""
+        subprocess.run(command, env={**self._environment, **environment}, check=True, timeout=90)
+
     @property
     def pid(self) -> int:
         assert self._process is not None

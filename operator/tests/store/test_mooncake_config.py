@@ -84,8 +84,11 @@ class Store:
             self._pod(
                 host, manifests["Deployment", "demo-master"], {f"{mooncake.CONFIG_DIRECTORY}/master.yaml": str(config)}
             )
-        for host in STORES[: manifests["StatefulSet", "demo-store"]["spec"]["replicas"]]:
-            self._pod(host, manifests["StatefulSet", "demo-store"], {})
+        stores = manifests["StatefulSet", "demo-store"]
+        for host in STORES[: stores["spec"]["replicas"]]:
+            self._pod(host, stores, {})
+        (store,) = stores["spec"]["template"]["spec"]["containers"]
+        self._leave: list[str] = [self._local(word) for word in store["lifecycle"]["preStop"]["exec"]["command"]]
 
     def _local(self, text: str, **further: str) -> str:
         return localized(text, {**self.names, **further}, self.ports)
@@ -125,6 +128,16 @@ class Store:
             if host in self.pods:
                 self.pods[host].start()
 
+    def end_in_order(self, host: str) -> None:
+        """As the kubelet ends the Pod of a store: the hook, then SIGTERM."""
+        self.pods[host].exec(self._leave, POD_IP=host)
+        self.pods[host].stop()
+
+    def segments(self, *masters: str) -> list[str]:
+        """Addresses of the stores that the leader among the masters counts on."""
+        pages = [self.page(host, mooncake.ADMIN_PORT, "/get_all_segments") for host in masters or (MASTERS[0],)]
+        return sorted(segment.rpartition(":")[0] for page in pages for segment in page.split())
+
     def page(self, host: str, port: int, path: str) -> str:
         """An HTTP answer; empty when there is none."""
         try:
@@ -134,9 +147,11 @@ class Store:
             return ""
 
     def ready(self, host: str) -> bool:
-        """By the probe that the Pod has."""
+        """By the probe that the Pod has; of a store, the master has to know it besides."""
         if host in STORES:
-            return "healthy" in self.page(host, mooncake.CLIENT_HTTP_PORT, "/health")
+            masters = [master for master in MASTERS if master in self.pods]
+            is_healthy = "healthy" in self.page(host, mooncake.CLIENT_HTTP_PORT, "/health")
+            return is_healthy and host in self.segments(*masters)
         if self.pods[host].name not in self.masters_of_several:
             with socket.socket() as attempt:
                 return attempt.connect_ex((host, self.ports[mooncake.RPC_PORT])) == 0
@@ -233,6 +248,44 @@ def test_the_segment_leaves_room_below_the_memory_limit(plain: Store) -> None:
     summary = plain.page(MASTERS[0], mooncake.ADMIN_PORT, "/metrics/summary")
     assert f"/ {2 * mooncake.segment_bytes('256Mi') / (1 << 20):.2f} MB" in summary
     assert mooncake.segment_bytes("256Mi") * 1.15 + (80 << 20) < 256 << 20
+
+
+def puts(prefix: str) -> list[tuple[str, str, bytes]]:
+    return [("put", f"{prefix}{number}", BLOCK) for number in range(24)]
+
+
+def found(store: Store, prefix: str) -> int:
+    return store.engine([("get", key, b"") for _, key, _ in puts(prefix)]).count(BLOCK)
+
+
+@pytest.mark.timeout(180)
+def test_a_store_that_leaves_hands_its_blocks_to_the_other_and_is_forgotten_at_once(plain: Store) -> None:
+    assert set(plain.engine(puts("leaving"))) == {0}
+    plain.end_in_order(STORES[1])
+    wait_until("the master forgot it", lambda: plain.segments() == [STORES[0]], 2, 0.05)
+    assert found(plain, "leaving") == 24
+    plain.start(STORES[1])
+    plain.await_ready(STORES[1])
+
+
+@pytest.mark.timeout(180)
+def test_a_store_that_is_lost_takes_its_blocks_along(plain: Store) -> None:
+    assert set(plain.engine(puts("lost"))) == {0}
+    plain.pods[STORES[1]].stop()
+    wait_until("the master forgot it after client_ttl", lambda: plain.segments() == [STORES[0]], 30, 0.2)
+    assert 0 < found(plain, "lost") < 24
+    # The last one has nowhere to move to, and ends all the same.
+    plain.end_in_order(STORES[0])
+    plain.start(*STORES)
+    plain.await_ready(*STORES)
+
+
+@pytest.mark.timeout(120)
+def test_a_store_ends_without_a_master_too(plain: Store) -> None:
+    plain.pods[MASTERS[0]].stop()
+    plain.end_in_order(STORES[1])
+    plain.start(MASTERS[0], STORES[1])
+    plain.await_ready(MASTERS[0], *STORES)
 
 
 @pytest.mark.timeout(360)

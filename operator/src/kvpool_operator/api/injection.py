@@ -66,6 +66,7 @@ class ConsumerStatus(ApiModel):
 
     namespace: str = Field(max_length=63, description="The Pod's namespace.")
     pod: str = Field(max_length=253, description="The Pod's name.")
+    workload: str = Field("", max_length=320, description="Kind and name of what made the Pod, such as Deployment web.")
     state: str = Field(
         max_length=32, description="Injected, Outdated (an older configuration), Skipped or Missed (never seen)."
     )

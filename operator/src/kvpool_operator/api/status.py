@@ -33,6 +33,9 @@ class EngineEndpoint(ApiModel):
 class Endpoints(ApiModel):
     """Where things are, inside the cluster."""
 
+    workloads_waiting: int | None = Field(
+        None, ge=0, description="Workloads of others with Pods that would get the cache if they were restarted."
+    )
     store: str | None = Field(None, max_length=512, description="Host and port of the store.")
     engines: tuple[EngineEndpoint, ...] = list_field(
         kind="map", keys=("name",), maximum=16, description="One entry for each engine."
@@ -71,5 +74,8 @@ class KVCachePoolStatus(ApiModel):
         description="Pods of others that name the pool, those that do not use it first.",
     )
     consumer_count: int | None = Field(None, ge=0, description="How many Pods of others name the pool.")
+    workloads_waiting: int | None = Field(
+        None, ge=0, description="Workloads of others with Pods that would get the cache if they were restarted."
+    )
     store: str | None = Field(None, max_length=64, description="The store in a word, for kubectl get.")
     engines_ready: str | None = Field(None, max_length=32, description="Ready and wanted Pods, for kubectl get.")

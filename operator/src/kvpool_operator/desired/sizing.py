@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvpool_connector.config import format_bytes, parse_quantity
-from kvpool_operator.api import Engine
+from kvpool_operator.api import ConnectorType, Engine
 from kvpool_operator.desired import connector_config
 from kvpool_operator.desired.pool import Pool
 
@@ -29,23 +31,29 @@ class Sum:
         return self.tier + self.vllm + self.kv_space
 
     def __str__(self) -> str:
-        own_cache = f" + {format_bytes(self.kv_space)} vLLM's own KV cache on CPU" if self.kv_space else ""
-        return f"{format_bytes(self.tier)} CPU tier + {format_bytes(self.vllm)} vLLM{own_cache} = {format_bytes(self.total)}"
+        parts = ((self.tier, "CPU tier"), (self.vllm, "vLLM"), (self.kv_space, "vLLM's own KV cache on CPU"))
+        listed = " + ".join(f"{format_bytes(size)} {what}" for size, what in parts if size)
+        return f"{listed} = {format_bytes(self.total)}"
 
 
 def needed(pool: Pool, engine: Engine) -> Sum:
     """What this engine takes at least, apart from large weights on CPU."""
     kv_space = 0 if engine.gpus else _gibibytes(_variable(pool, engine, KV_SPACE_VARIABLE) or DEFAULT_KV_SPACE)
-    return Sum(tier=connector_config.cpu_tier_bytes(pool), vllm=OVERHEAD, kv_space=kv_space)
+    return Sum(tier=_tier_in_engine(pool), vllm=OVERHEAD, kv_space=kv_space)
 
 
-def memory_limit(engine: Engine) -> int | None:
-    """The container's limit in bytes, if there is one that is a size."""
-    limit = (engine.resources.limits or {}).get("memory") if engine.resources else None
+def _tier_in_engine(pool: Pool) -> int:
+    """LMCache's server on the node holds the tier of all engines there; any other connector holds it in the engine."""
+    return 0 if pool.spec.connector.type is ConnectorType.LMCACHE_MP else connector_config.cpu_tier_bytes(pool)
+
+
+def memory_limit(limits: Mapping[str, Any] | None) -> int | None:
+    """A container's limit in bytes, if there is one that is a size."""
+    limit = (limits or {}).get("memory")
     if limit is None:
         return None
     try:
-        return parse_quantity(limit)
+        return parse_quantity(str(limit))
     except ValueError:  # thousandths of a byte: legal, and nobody's sizing mistake
         return None
 

@@ -10,19 +10,19 @@ from kvpool_operator.api import Settings
 from kvpool_operator.kube import ApiError, Client
 from kvpool_operator.observe.consumers import Consumers, scan
 from kvpool_operator.observe.gather import PoolKey
-from kvpool_operator.observe.ray import RayClusters
+from kvpool_operator.observe.parents import Parents
 
 _log = logging.getLogger(__name__)
 
 
 async def run(
-    client: Client, consumers: Consumers, ray: RayClusters, settings: Settings, add: Callable[[PoolKey], None]
+    client: Client, consumers: Consumers, parents: Parents, settings: Settings, add: Callable[[PoolKey], None]
 ) -> None:
     """Until cancelled; pools whose Pods changed are added to the queue."""
     while True:
         try:
             consumers.begin_list()
-            for key in consumers.replace(await scan(client, ray, settings.watch_namespaces)):
+            for key in consumers.replace(await scan(client, parents, settings.watch_namespaces)):
                 add(key)
         except ApiError as error:
             _log.warning("looking for Pods of others: %s", error.message)

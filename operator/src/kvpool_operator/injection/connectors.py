@@ -45,15 +45,21 @@ def is_ours(config: Mapping[str, Any]) -> bool:
     return config.get("kv_connector") == OURS or any(one.get("kv_connector") == OURS for one in children(config))
 
 
-def combined(existing: Mapping[str, Any] | None, policy: ConflictPolicy) -> dict[str, Any] | None:
+def combined(
+    existing: Mapping[str, Any] | None, policy: ConflictPolicy, ours: Mapping[str, Any] = KV_TRANSFER
+) -> dict[str, Any] | None:
     """The configuration that vLLM shall get; None: the existing one, which has ours already.
+
+    Args:
+        existing: what is not looked at is handed on as it is, whatever it is.
+        ours: our connector's part.
 
     Raises:
         Skip: the policy is to leave it alone, or does not fit this connector.
         Deny: the policy is Fail.
     """
     if existing is None:
-        return dict(KV_TRANSFER)
+        return dict(ours)
     if is_ours(existing):
         return None
     name = str(existing.get("kv_connector"))
@@ -62,9 +68,9 @@ def combined(existing: Mapping[str, Any] | None, policy: ConflictPolicy) -> dict
             f"vLLM has the KV connector {name} already, and the pool's {_POLICY} is Fail: remove it, or the annotation"
         )
     if policy is ConflictPolicy.MULTI:
-        return _multi(existing)
+        return _multi(existing, ours)
     if policy is ConflictPolicy.REPLACE:
-        return _replaced(existing, name)
+        return _replaced(existing, name, ours)
     raise Skip(
         Why.CONNECTOR,
         f"vLLM has the KV connector {name} already: remove it, or set the pool's {_POLICY} to Multi or Replace",
@@ -82,7 +88,7 @@ def refuse_text(name: str, policy: ConflictPolicy) -> None:
     raise Skip(Why.CONNECTOR, f"vLLM has {name} already, where it can't be changed from outside: remove it there")
 
 
-def _multi(existing: Mapping[str, Any]) -> dict[str, Any]:
+def _multi(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """vLLM loads from the first connector that has something, so ours, which asks a store, comes first."""
     inner = children(existing) or [dict(existing)]
     return {
@@ -90,17 +96,17 @@ def _multi(existing: Mapping[str, Any]) -> dict[str, Any]:
         "kv_role": existing.get("kv_role", "kv_both"),
         "kv_load_failure_policy": "recompute",
         **({"engine_id": existing["engine_id"]} if "engine_id" in existing else {}),
-        "kv_connector_extra_config": {"connectors": [dict(KV_TRANSFER), *copy.deepcopy(inner)]},
+        "kv_connector_extra_config": {"connectors": [dict(ours), *copy.deepcopy(inner)]},
     }
 
 
-def _replaced(existing: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _replaced(existing: Mapping[str, Any], name: str, ours: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith(_LMCACHE):
-        return {**KV_TRANSFER, **({"kv_role": existing["kv_role"]} if "kv_role" in existing else {})}
+        return {**ours, **({"kv_role": existing["kv_role"]} if "kv_role" in existing else {})}
     inner = children(existing)
     if not any(str(one.get("kv_connector")).startswith(_LMCACHE) for one in inner):
         raise Skip(
             Why.CONNECTOR, f"{_POLICY} Replace is for LMCache's connectors, not for {name}: use Multi, or remove it"
         )
     kept = [one for one in inner if not str(one.get("kv_connector")).startswith(_LMCACHE)]
-    return _multi({**existing, "kv_connector_extra_config": {"connectors": kept}}) if kept else dict(KV_TRANSFER)
+    return _multi({**existing, "kv_connector_extra_config": {"connectors": kept}}, ours) if kept else dict(ours)

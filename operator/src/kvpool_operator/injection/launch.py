@@ -89,6 +89,12 @@ def script(container: Mapping[str, Any]) -> str | None:
     return " ".join(line[1:])
 
 
+def positional(container: Mapping[str, Any]) -> list[str]:
+    """What a shell hands to its script as ``$@``."""
+    line, text = words(container), script(container)
+    return line[line.index(text) + 2 :] if text in line else []  # the word behind the script is its $0
+
+
 def _ray_container(containers: Sequence[Mapping[str, Any]], wanted: str | None) -> int:
     """KubeRay runs Ray in the first container and calls it ray-head or ray-worker by custom only."""
     if wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kvpool_operator.api import GROUP
@@ -28,6 +29,18 @@ RAY_CLUSTER = "ray.io/cluster"
 RAY_NODE_TYPE = "ray.io/node-type"
 """Label of KubeRay: head or worker."""
 
+RAY_CLUSTER_KIND = "RayCluster"
+LLM_KIND = "LLMInferenceService"
+LLM_NAME = "app.kubernetes.io/name"
+"""Label of KServe on Pods of an LLMInferenceService: its name, where ``LLM_COMPONENT`` says that it is one."""
+LLM_COMPONENT = "app.kubernetes.io/component"
+INFERENCE_SERVICE = "serving.kserve.io/inferenceservice"
+"""Label of KServe on Pods of an InferenceService: its name."""
+TEMPLATE_HASH = "pod-template-hash"
+"""Label of Deployments on their Pods; their ReplicaSets are called after it."""
+LLM_WORKLOAD = "llminferenceservice-workload"
+"""Beginning of that label on Pods that run vLLM; what follows tells leaders, workers and prefill apart."""
+
 VOLUME_CONFIG = "kvpool-config"
 VOLUME_PASSWORD = "kvpool-store-auth"  # noqa: S105  (a volume's name)
 VOLUME_SENTINEL = "kvpool-sentinel-auth"
@@ -40,6 +53,14 @@ SHM_DIRECTORY = "/dev/shm"  # noqa: S108  (inside the container)
 
 PoolKey = tuple[str, str]
 """Namespace and name."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An object of others, in the Pod's namespace, whose annotations its controller does not copy to the Pod."""
+
+    kind: str
+    name: str
 
 
 def annotations_of(body: Mapping[str, Any]) -> Mapping[str, str]:
@@ -59,3 +80,29 @@ def pool_key(reference: str, namespace: str) -> PoolKey:
 def ray_cluster(pod: Mapping[str, Any]) -> str | None:
     """The RayCluster that a Pod belongs to."""
     return labels_of(pod).get(RAY_CLUSTER)
+
+
+def parent(pod: Mapping[str, Any]) -> Parent | None:
+    """The object that may name the pool in the Pod's place."""
+    cluster, labels = ray_cluster(pod), labels_of(pod)
+    if cluster is not None:
+        return Parent(RAY_CLUSTER_KIND, cluster)
+    if labels.get(LLM_COMPONENT, "").startswith(LLM_WORKLOAD) and LLM_NAME in labels:
+        return Parent(LLM_KIND, labels[LLM_NAME])
+    return None
+
+
+def workload(pod: Mapping[str, Any]) -> str:
+    """Kind and name of what a person restarts, as far as the Pod tells."""
+    found, labels = parent(pod), labels_of(pod)
+    if found is not None:
+        return f"{found.kind} {found.name}"
+    if INFERENCE_SERVICE in labels:
+        return f"InferenceService {labels[INFERENCE_SERVICE]}"
+    for owner in pod["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            suffix = f"-{labels.get(TEMPLATE_HASH)}"
+            if owner["kind"] == "ReplicaSet" and owner["name"].endswith(suffix):
+                return f"Deployment {owner['name'].removesuffix(suffix)}"
+            return f"{owner['kind']} {owner['name']}"
+    return f"Pod {pod['metadata'].get('name', '')}"

@@ -37,6 +37,7 @@ class Skip(Exception):
     def __init__(self, why: Why, message: str) -> None:
         super().__init__(f"{why}: {message}")
         self.why = why
+        self.message = message
 
 
 class Deny(Exception):

@@ -128,7 +128,7 @@ def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
     if "valueFrom" in variable:
         raise Skip(Why.SHELL, f"{SHELL_VARIABLE} comes from another object: set its value in the container")
     value = str(variable.get("value") or "")
-    line = [*_words(launch.script(container) or ""), *_words(value)]
+    line = [*_words(launch.script(container) or ""), *_words(value), *launch.positional(container)]
     _refuse_line(line, facts)
     existing = flags.find(line, flags.TRANSFER)
     added: list[str] = []

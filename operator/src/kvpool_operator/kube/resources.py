@@ -42,6 +42,11 @@ NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "Network
 POD = Resource("", "v1", "pods", "Pod")
 EVENT = Resource("events.k8s.io", "v1", "events", "Event")
 RAY_CLUSTER = Resource("ray.io", "v1", "rayclusters", "RayCluster")
+LLM_SERVICES = tuple(
+    Resource("serving.kserve.io", version, "llminferenceservices", "LLMInferenceService")
+    for version in ("v1alpha2", "v1alpha1")
+)
+"""KServe 0.17 keeps the first, 0.16 knows the second alone."""
 WEBHOOKS = Resource(
     "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"
 )

@@ -12,7 +12,7 @@ from typing import Any
 from kvpool_operator.injection import names
 from kvpool_operator.kube import POD, Client
 from kvpool_operator.observe.gather import PoolKey
-from kvpool_operator.observe.ray import RayClusters
+from kvpool_operator.observe.parents import Parents
 from kvpool_operator.status.observed import Consumer
 
 _Pod = tuple[str, str]
@@ -22,7 +22,7 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
     """What is kept of a Pod; None where it names no pool.
 
     Args:
-        reference: the pool that its RayCluster names.
+        reference: the pool that its parent names.
     """
     metadata = pod["metadata"]
     annotations = names.annotations_of(pod)
@@ -36,6 +36,7 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         mark=annotations.get(names.INJECTED, ""),
         skip=annotations.get(names.SKIP_REASON, ""),
         version=int(metadata["resourceVersion"]),
+        workload=names.workload(pod),
     )
 
 
@@ -91,8 +92,8 @@ def _pools_of(*ones: Consumer | None) -> set[PoolKey]:
     return {one.pool for one in ones if one is not None}
 
 
-async def scan(client: Client, ray: RayClusters, namespaces: tuple[str, ...]) -> list[Consumer]:
-    """Every Pod that names a pool, itself or by its RayCluster.
+async def scan(client: Client, parents: Parents, namespaces: tuple[str, ...]) -> list[Consumer]:
+    """Every Pod that names a pool, itself or by its parent.
 
     Raises:
         ApiError: the API server can't be reached.
@@ -100,9 +101,9 @@ async def scan(client: Client, ray: RayClusters, namespaces: tuple[str, ...]) ->
     found = []
     for namespace in namespaces or ("",):
         for pod in await client.list(POD, namespace, labels={}, metadata_only=True):
-            cluster = names.ray_cluster(pod)
-            asked = cluster is not None and names.POOL not in names.annotations_of(pod)
-            reference = await ray.pool(pod["metadata"]["namespace"], str(cluster)) if asked else None
+            parent = names.parent(pod)
+            asked = parent is not None and names.POOL not in names.annotations_of(pod)
+            reference = await parents.pool(pod["metadata"]["namespace"], parent) if parent and asked else None
             one = record(pod, reference)
             if one is not None:
                 found.append(one)

@@ -157,12 +157,14 @@ def engine_memory_fits(seen: Observed) -> Finding | None:
 
 def _tight_engines(pool: Pool) -> Iterator[str]:
     for place, engine in enumerate(pool.spec.engines):
-        limit, sum_ = sizing.memory_limit(engine), sizing.needed(pool, engine)
+        limit = sizing.memory_limit(engine.resources.limits if engine.resources else None)
+        sum_ = sizing.needed(pool, engine)
         if limit is not None and limit < sum_.total:
+            or_less = ", or lower spec.tiers.cpu.size" if sum_.tier else ""
             yield (
                 f"engine {engine.name!r} may use {format_bytes(limit)} but needs {sum_}, and weights on top if they are "
                 f"in memory: raise spec.engines[{place}].resources.limits.memory to at least "
-                f"{sizing.quantity(sum_.total)}, or lower spec.tiers.cpu.size"
+                f"{sizing.quantity(sum_.total)}{or_less}"
             )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvpool_connector.config import ConfigError
-from kvpool_operator.api import InjectionMode
+from kvpool_operator.api import ConnectorType, InjectionMode
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import connector_files, grants
 from kvpool_operator.status.checks import Finding, refused
-from kvpool_operator.status.observed import Consumer, Observed
+from kvpool_operator.status.observed import Consumer, Observed, StoreState
 
 _NAMED = 3
 _REASON = 1024
@@ -31,15 +31,20 @@ _TEXTS = {
     State.OUTDATED: "runs with an older configuration of the pool: restart the Pod when it suits",
     State.INJECTED: "",
 }
-_GONE = ("PoolMissing", "PoolNotReady")
+_GONE = {
+    "PoolMissing": "started before the pool was there: restart the Pod",
+    "PoolNotReady": "started before the pool was there: restart the Pod",
+    "NamespaceNotAllowed": "started before its namespace was in spec.injection.allowedNamespaces: restart the Pod",
+    "InjectionOff": "started while spec.injection.mode was Off: restart the Pod",
+    "OtherConnectorType": "started while spec.connector.type was another one: restart the Pod",
+}
+"""Skip reasons that hold no longer, once the pool is as it is now (``_is_usable``)."""
 
 
 def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
     """A Pod's state, and what to do where it does not use the present configuration."""
     if consumer.skip:
-        if consumer.skip.startswith(_GONE):
-            return State.SKIPPED, "started before the pool was there: restart the Pod"
-        return State.SKIPPED, consumer.skip[:_REASON]
+        return State.SKIPPED, _GONE.get(_word(consumer), consumer.skip)[:_REASON]
     if not consumer.mark:
         return State.MISSED, _TEXTS[State.MISSED]
     pool, _, seen_hash = consumer.mark.partition("@")
@@ -48,16 +53,54 @@ def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
     return state, _TEXTS[state]
 
 
+def _word(consumer: Consumer) -> str:
+    """The first of a skip reason."""
+    return consumer.skip.partition(":")[0]
+
+
+def waiting(seen: Observed) -> tuple[str, ...]:
+    """Workloads whose Pods run without the cache and would get it if they were restarted: ``<namespace>/<kind> <name>``."""
+    if not _is_usable(seen):
+        return ()
+    return tuple(
+        sorted(
+            {
+                f"{one.namespace}/{one.workload or one.pod}"
+                for one, state, _ in _judged(seen)
+                if state is State.MISSED or (state is State.SKIPPED and _word(one) in _GONE)
+            }
+        )
+    )
+
+
+def _is_usable(seen: Observed) -> bool:
+    """Whether a Pod that is made now would get the cache, as far as the pool is concerned."""
+    pool = seen.pool
+    return (
+        pool is not None
+        and seen.invalid_config is None
+        and not (seen.probe is not None and seen.probe.state is StoreState.SECRET_MISSING)
+        and pool.spec.injection.mode is not InjectionMode.OFF
+        and pool.spec.connector.type is ConnectorType.KVPOOL
+    )
+
+
 def facts(seen: Observed) -> dict[str, Any]:
     """``status.consumers`` and its count. Those that need a hand come first, so that they are there in a long list."""
     order = list(State)
     judged = _judged(seen)
     judged.sort(key=lambda entry: (order.index(entry[1]), entry[0].namespace, entry[0].pod))
     shown = [
-        {"namespace": consumer.namespace, "pod": consumer.pod, "state": str(state), "reason": reason}
+        {
+            "namespace": consumer.namespace,
+            "pod": consumer.pod,
+            "workload": consumer.workload,
+            "state": str(state),
+            "reason": reason,
+        }
         for consumer, state, reason in judged[:CONSUMERS_SHOWN]
     ]
-    return {"consumers": shown, "consumerCount": len(judged)}
+    return {"consumers": shown, "consumerCount": len(judged), "workloadsWaiting": len(waiting(seen))}
 
 
 def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:

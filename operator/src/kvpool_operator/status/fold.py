@@ -13,7 +13,7 @@ from kvpool_operator.status.observed import Observed
 
 _CHAINS: Mapping[str, tuple[Check, ...]] = {
     "ConfigRendered": (checks.spec_is_readable, checks.config_is_accepted, checks.config_was_written),
-    "SizingValid": (checks.not_judged, checks.engine_memory_fits),
+    "SizingValid": (checks.not_judged, checks.engine_memory_fits, connector.server_memory_fits),
     "BackendAvailable": (
         checks.not_judged,
         checks.store_was_written,

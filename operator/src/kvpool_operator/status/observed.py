@@ -59,6 +59,7 @@ class Consumer:
         mark: the annotation that injection left; empty: none.
         skip: the reason that injection left; empty: none.
         version: of the Pod.
+        workload: kind and name of what made the Pod.
     """
 
     namespace: str
@@ -67,6 +68,7 @@ class Consumer:
     mark: str
     skip: str
     version: int
+    workload: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.names import PoolKey
 from kvpool_operator.injection.outcome import Outcome, Skip, Why
 from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
-from kvpool_operator.observe.ray import RayClusters
 
 _PATIENCE = 2.0
 """Seconds for a new pool's ConfigMap and Secrets; the API server waits longer."""
@@ -27,19 +27,19 @@ _PAUSE = 0.05
 class Admission:
     """All decisions. One event loop."""
 
-    def __init__(self, pools: Pools, cache: Cache, ray: RayClusters, settings: Settings) -> None:
+    def __init__(self, pools: Pools, cache: Cache, parents: Parents, settings: Settings) -> None:
         self._pools = pools
         self._cache = cache
-        self._ray = ray
+        self._parents = parents
         self._settings = settings
 
     async def pod(self, request: Mapping[str, Any]) -> Outcome | None:
         """For a Pod; None where it names no pool."""
         body, namespace = request["object"], str(request.get("namespace", ""))
         reference = names.annotations_of(body).get(names.POOL)
-        cluster = names.ray_cluster(body)
-        if reference is None and cluster is not None:
-            reference = await self._ray.pool(namespace, cluster)
+        parent = names.parent(body)
+        if reference is None and parent is not None:
+            reference = await self._parents.pool(namespace, parent)
         if not reference:
             return None
         key = names.pool_key(reference, namespace)
@@ -55,10 +55,10 @@ class Admission:
         if not reference:
             return None
         try:
-            await self._facts(names.pool_key(reference, namespace), namespace)
+            known = await self._facts(names.pool_key(reference, namespace), namespace)
         except Skip as reason:
             return rayservice.skipped(body, reason)
-        return rayservice.inject(body)
+        return rayservice.inject(body, known.conflict_policy, request.get("oldObject"))
 
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE

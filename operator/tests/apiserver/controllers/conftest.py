@@ -86,6 +86,32 @@ def kserve(
     process.end()
 
 
+@pytest.fixture(scope="session")
+def kserve_llm(
+    environment: dict[str, str], operator: Operator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Controller]:
+    """KServe's controller of LLMInferenceServices with its templates. No LeaderWorkerSets, no Gateway API."""
+    folder, work = _build(kserve_parts.LLM_PROGRAM), tmp_path_factory.mktemp("kserve-llm")
+    system = Kubectl(environment, kserve_parts.NAMESPACE)
+    system.run("create", "namespace", kserve_parts.NAMESPACE)
+    crds, templates = kserve_parts.llm_manifests(folder)
+    _install(system, crds)
+    for body in (kserve_parts.configuration(), *templates):
+        system.apply(body)
+    _, certificate, key = _certificate()
+    kserve_parts.write_certificate(work / "tmp", certificate, key)
+    health = free_port()
+    process = Controller(
+        work,
+        kserve_parts.command(folder, health, free_port(), kserve_parts.LLM_PROGRAM),
+        health,
+        {"KUBECONFIG": str(_admins_kubeconfig(system, work)), "TMPDIR": str(work / "tmp")},
+    )
+    process.start()
+    yield process
+    process.end()
+
+
 def _certificate() -> tuple[bytes, bytes, bytes]:
     """CA, certificate and key for loopback."""
     day = datetime.timedelta(days=1)

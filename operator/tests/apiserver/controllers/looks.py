@@ -19,6 +19,10 @@ def annotation(body: Mapping[str, Any], name: str) -> str:
     return str(body["metadata"].get("annotations", {}).get(name, ""))
 
 
+def label(body: Mapping[str, Any], name: str) -> str:
+    return str(body["metadata"].get("labels", {}).get(name, ""))
+
+
 def container(pod: Mapping[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(one for one in pod["spec"]["containers"] if one["name"] == name)
     return found

@@ -12,7 +12,7 @@ import yaml
 from helm_python import Chart, HelmError, lint
 
 from kvpool_operator.api import Settings
-from kvpool_operator.kube import CHILD_KINDS, POD, POOL, RAY_CLUSTER, WEBHOOKS
+from kvpool_operator.kube import CHILD_KINDS, EVENT, LLM_SERVICES, POD, POOL, RAY_CLUSTER, WEBHOOKS
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -111,7 +111,9 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
     expected[POOL.group, POOL.plural] = {"get", "list", "watch"}
     expected[POOL.group, f"{POOL.plural}/status"] = {"patch"}
     expected[POD.group, POD.plural] = {"get", "list", "watch"}
-    expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get", "list"}
+    expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get"}
+    expected[LLM_SERVICES[0].group, LLM_SERVICES[0].plural] = {"get"}
+    expected[EVENT.group, EVENT.plural] = {"create"}
     assert rules(chart) == expected
 
 

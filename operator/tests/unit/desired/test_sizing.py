@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kvpool_operator.desired import sizing
+from kvpool_operator.desired.connectors import lmcache_mp
 
 from ..conftest import MakePool
 
@@ -38,6 +39,13 @@ def test_the_sum_can_be_read(make_pool: MakePool) -> None:
     pool = make_pool({**SPEC, "engines": [{}]})
     shown = str(sizing.needed(pool, pool.spec.engines[0]))
     assert shown == "4 GiB CPU tier + 2 GiB vLLM + 1 GiB vLLM's own KV cache on CPU = 7 GiB"
+
+
+def test_lmcaches_server_has_the_tier_of_all_engines_of_its_node(make_pool: MakePool) -> None:
+    pool = make_pool({**SPEC, "connector": {"type": "LMCacheMP"}, "engines": [{"replicas": 8}]})
+    shown = str(sizing.needed(pool, pool.spec.engines[0]))
+    assert shown == "2 GiB vLLM + 1 GiB vLLM's own KV cache on CPU = 3 GiB"
+    assert lmcache_mp.memory(pool) == 5 << 30
 
 
 @pytest.mark.parametrize(

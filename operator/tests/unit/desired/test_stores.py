@@ -111,12 +111,15 @@ def test_files_of_users_have_digests_only() -> None:
         assert text.startswith("user default off\n")
 
 
-def test_mooncakes_administration_is_open_to_the_operators_namespace_only(make_pool: MakePool) -> None:
+def test_mooncakes_administration_is_open_to_the_operators_namespace_and_to_stores_only(make_pool: MakePool) -> None:
     granted = "{backend: {type: Mooncake}, injection: {allowedNamespaces: [web]}}"
     pool = make_pool(granted, settings={"namespace": "ops"})
     rules = found(pool, "NetworkPolicy", "demo-master")["spec"]["ingress"]
     (admin,) = [rule for rule in rules if {"protocol": "TCP", "port": mooncake.ADMIN_PORT} in rule["ports"]]
-    assert admin["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}]
+    stores = found(pool, "StatefulSet", "demo-store")["spec"]["selector"]
+    assert admin["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}, {"podSelector": stores},
+    ]  # fmt: skip
     store = found(pool, "NetworkPolicy", "demo-store")["spec"]["ingress"][0]
     consumers = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "demo"}}}
     web = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}}}

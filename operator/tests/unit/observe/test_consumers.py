@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from kvpool_operator.observe.consumers import Consumers, record
 
 KEY = ("team", "demo")
@@ -34,6 +36,47 @@ def test_a_pod_that_goes_is_none() -> None:
     assert record(body) is None
     assert record(pod()) is None
     assert record(pod(), "demo") is not None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, "Pod a"),
+        ({"ownerReferences": [{"kind": "StatefulSet", "name": "web", "controller": True}]}, "StatefulSet web"),
+        ({"ownerReferences": [{"kind": "Thing", "name": "x"}]}, "Pod a"),
+        (
+            {
+                "ownerReferences": [{"kind": "ReplicaSet", "name": "web-7d4", "controller": True}],
+                "labels": {"pod-template-hash": "7d4"},
+            },
+            "Deployment web",
+        ),
+        ({"ownerReferences": [{"kind": "ReplicaSet", "name": "web-7d4", "controller": True}]}, "ReplicaSet web-7d4"),
+        (
+            {
+                "ownerReferences": [{"kind": "ReplicaSet", "name": "llm-predictor-7d4", "controller": True}],
+                "labels": {"pod-template-hash": "7d4", "serving.kserve.io/inferenceservice": "llm"},
+            },
+            "InferenceService llm",
+        ),
+        (
+            {
+                "labels": {
+                    "app.kubernetes.io/component": "llminferenceservice-workload",
+                    "app.kubernetes.io/name": "llm",
+                }
+            },
+            "LLMInferenceService llm",
+        ),
+        ({"labels": {"ray.io/cluster": "llms-x"}}, "RayCluster llms-x"),
+    ],
+)
+def test_a_pod_tells_what_a_person_restarts(metadata: dict[str, Any], expected: str) -> None:
+    body = pod(pool="demo")
+    body["metadata"] |= metadata
+    found = record(body)
+    assert found is not None
+    assert found.workload == expected
 
 
 def listed(*bodies: dict[str, Any]) -> list[Any]:

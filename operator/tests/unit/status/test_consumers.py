@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from kvpool_operator.desired import connector_files
+from kvpool_operator.status.consumers import waiting
+from kvpool_operator.status.events import of
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Consumer, Observed
+from kvpool_operator.status.observed import Consumer, Observed, StoreProbe, StoreState
 
 from ..conftest import MakePool
 
@@ -64,6 +66,76 @@ def test_a_pod_that_needs_a_hand(seen: Observed, values: dict[str, str], reason:
     assert condition["message"].startswith("1 of 2 Pods: ")
     assert says in condition["message"]
     assert ready["status"] == "True", "a Pod of others must not make the pool unready"
+
+
+@pytest.mark.parametrize(
+    ("skip", "text"),
+    [
+        ("PoolMissing: x", "started before the pool was there"),
+        ("NamespaceNotAllowed: x", "started before its namespace was in spec.injection.allowedNamespaces"),
+        ("InjectionOff: x", "started while spec.injection.mode was Off"),
+        ("OtherConnectorType: x", "started while spec.connector.type was another one"),
+    ],
+)
+def test_a_reason_that_holds_no_longer(seen: Observed, skip: str, text: str) -> None:
+    _, _, made = status(seen, dataclasses.replace(consumer("a", skip=skip), workload="Deployment web"))
+    (one,) = made["consumers"]
+    assert one["reason"] == f"{text}: restart the Pod"
+    assert one["workload"] == "Deployment web"
+    assert made["workloadsWaiting"] == 1
+
+
+def pods_of(workload: str, count: int, **values: str) -> list[Consumer]:
+    return [
+        dataclasses.replace(consumer(f"{workload}-{number}", **values), workload=workload) for number in range(count)
+    ]
+
+
+def test_workloads_and_not_pods_wait_for_a_restart(seen: Observed) -> None:
+    them = [
+        *pods_of("Deployment a", 3, skip="PoolMissing: x"),
+        *pods_of("Deployment b", 2),
+        *pods_of("Deployment c", 2, skip="NoVLLM: x"),
+        *pods_of("Deployment d", 2, mark="team/demo@old"),
+        *pods_of("Deployment e", 2, mark=mark(seen)),
+    ]
+    assert status(seen, *them)[2]["workloadsWaiting"] == 2
+    assert waiting(dataclasses.replace(seen, consumers=tuple(them))) == ("team/Deployment a", "team/Deployment b")
+
+
+def test_none_waits_for_a_pool_that_can_not_be_used(make_pool: MakePool, seen: Observed) -> None:
+    them = tuple(pods_of("Deployment a", 1, skip="PoolNotReady: x"))
+    lost = StoreProbe(StoreState.SECRET_MISSING, "x")
+    off = make_pool({**SPEC, "injection": {"mode": "Off"}})
+    for unusable in (
+        dataclasses.replace(seen, probe=lost),
+        dataclasses.replace(seen, invalid_config="x"),
+        dataclasses.replace(seen, pool=off),
+    ):
+        assert waiting(dataclasses.replace(unusable, consumers=them)) == ()
+
+
+def test_an_event_is_for_a_change_of_meaning(seen: Observed) -> None:
+    def events(before: int | None, *them: Consumer) -> list[tuple[str, str]]:
+        now = dataclasses.replace(seen, consumers=them)
+        previous = {} if before is None else {"workloadsWaiting": before}
+        return [(one.reason, one.note) for one in of(now, previous, build_status(now, previous, "t"))]
+
+    three = [one for name in "abc" for one in pods_of(f"Deployment {name}", 2, skip="PoolMissing: canary-password")]
+    ((reason, note),) = events(None, *three[:2])
+    assert reason == "RestartNeeded"
+    assert note == (
+        "1 workload that names this pool runs without the cache and would get it: restart team/Deployment a"
+    )
+    ((_, note),) = events(2, *three, *pods_of("StatefulSet z", 1))
+    assert note.startswith("4 workloads that name this pool run without the cache")
+    assert note.endswith("team/Deployment a, team/Deployment b, team/Deployment c and 1 more")
+    assert "canary" not in note
+    assert events(3, *three) == [], "nothing new"
+    assert events(3, *three[:2]) == [], "some were restarted"
+    assert [reason for reason, _ in events(3)] == ["NoRestartNeeded"]
+    assert events(0) == []
+    assert events(None) == []
 
 
 def test_the_list_is_bounded_and_shows_those_that_need_a_hand_first(seen: Observed) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvpool_operator.desired import desired
 from kvpool_operator.status.fold import build_status, same
 from kvpool_operator.status.observed import Observed, PodTrouble, Refusal, StoreProbe, StoreState
 
@@ -71,6 +72,32 @@ def test_an_engine_limit_below_its_tiers_shows_the_sum_and_the_fix(make_pool: Ma
     assert "4 GiB but needs 4 GiB CPU tier + 2 GiB vLLM + 1 GiB vLLM's own KV cache on CPU = 7 GiB" in message
     assert "raise spec.engines[0].resources.limits.memory to at least 7Gi, or lower spec.tiers.cpu.size" in message
     assert (found["Ready"]["status"], found["Ready"]["reason"]) == ("False", "EngineMemoryTooSmall")
+
+
+def test_an_engine_beside_lmcaches_server_needs_no_room_for_the_tier(make_pool: MakePool, healthy: Observed) -> None:
+    spec = {**SPEC, "connector": {"type": "LMCacheMP"}}
+    enough = make_pool({**spec, "engines": [{"resources": {"limits": {"memory": "3Gi"}}}]})
+    assert conditions(dataclasses.replace(healthy, pool=enough))["SizingValid"]["status"] == "True"
+    less = make_pool({**spec, "engines": [{"resources": {"limits": {"memory": "2Gi"}}}]})
+    found = conditions(dataclasses.replace(healthy, pool=less))["SizingValid"]
+    assert found["reason"] == "EngineMemoryTooSmall"
+    assert found["message"].endswith("raise spec.engines[0].resources.limits.memory to at least 3Gi")
+
+
+@pytest.mark.parametrize(("memory", "reason"), [("5Gi", "Fits"), ("4Gi", "ConnectorServerMemoryTooSmall")])
+def test_lmcaches_server_has_room_for_the_tier(
+    make_pool: MakePool, healthy: Observed, memory: str, reason: str
+) -> None:
+    containers = [{"name": "lmcache", "resources": {"limits": {"memory": memory}}}]
+    pool = make_pool(
+        {**SPEC, "connector": {"type": "LMCacheMP", "server": {"podTemplate": {"spec": {"containers": containers}}}}}
+    )
+    (server,) = (one for one in desired(pool) if one["kind"] == "DaemonSet")
+    found = conditions(dataclasses.replace(healthy, pool=pool, daemon_sets={"demo-lmcache": server}))["SizingValid"]
+    assert found["reason"] == reason
+    if reason != "Fits":
+        assert "may use 4 GiB on each node but needs 5 GiB" in found["message"]
+        assert "spec.connector.server.podTemplate to at least 5Gi" in found["message"]
 
 
 def test_a_limit_that_is_just_enough_passes(make_pool: MakePool, healthy: Observed) -> None:

@@ -69,6 +69,11 @@ def server_arguments(pool: Pool, *, host: str = "0.0.0.0", port: int = PORT, htt
     return [*arguments, "--l2-adapter", json.dumps({"type": "resp", "host": remote.host, "port": remote.port})]
 
 
+def memory(pool: Pool) -> int:
+    """Bytes that the server takes: the tier of all engines of its node."""
+    return connector_config.cpu_tier_bytes(pool) + OVERHEAD
+
+
 def children(pool: Pool) -> list[Manifest]:
     """Service and DaemonSet.
 
@@ -114,7 +119,7 @@ def _daemon_set(pool: Pool) -> Manifest:
 
 def _container(pool: Pool) -> Manifest:
     server = pool.spec.connector.server
-    memory = sizing.quantity(connector_config.cpu_tier_bytes(pool) + OVERHEAD)
+    size = sizing.quantity(memory(pool))
     health = {"httpGet": {"path": "/healthcheck", "port": "http"}, "timeoutSeconds": 5}
     return {
         "name": names.LMCACHE_CONTAINER,
@@ -130,7 +135,7 @@ def _container(pool: Pool) -> Manifest:
             {"name": "zmq", "containerPort": PORT, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
         ],
-        "resources": {"requests": {"cpu": "500m", "memory": memory}, "limits": {"memory": memory}},
+        "resources": {"requests": {"cpu": "500m", "memory": size}, "limits": {"memory": size}},
         "securityContext": container_context(),
         "startupProbe": health | {"periodSeconds": 2, "failureThreshold": 150},
         "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": 3},

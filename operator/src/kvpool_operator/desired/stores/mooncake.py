@@ -20,7 +20,7 @@ from kvpool_operator.desired import names
 from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
-from kvpool_operator.desired.stores import etcd, parts
+from kvpool_operator.desired.stores import etcd, mooncake_leave, parts
 
 MASTER = "master"
 RPC_PORT = 50051
@@ -108,11 +108,12 @@ def build(pool: Pool) -> list[Manifest]:
 
 def _network_policies(pool: Pool) -> list[Manifest]:
     """Blocks and their index for Pods of the pool. Administration, which can delete everything and knows no password, for the
-    operator's namespace."""
+    operator's namespace, and for the stores, which say there that they leave."""
+    own_stores = [{"podSelector": {"matchLabels": names.selector(pool, parts.STORE)}}]
     users, operator = parts.pool_pods(pool), parts.operator_pods(pool)
     masters = [
         {"from": users, "ports": [parts.tcp(RPC_PORT)]},
-        {"from": operator, "ports": [parts.tcp(ADMIN_PORT)]},
+        {"from": [*operator, *own_stores], "ports": [parts.tcp(ADMIN_PORT)]},
     ]
     stores = [
         {"from": users, "ports": [parts.tcp(*NAME_PORTS), parts.tcp(*DATA_PORTS)]},
@@ -210,6 +211,7 @@ def port_ranges() -> dict[str, str]:
 def _stores(pool: Pool, backend: Backend) -> Manifest:
     mooncake = settings(backend)
     command = store_command(pool, backend)
+    leave = mooncake_leave.command(names.service_host(pool, names.master(pool)), ADMIN_PORT)
     rdma = mooncake.rdma.resource if mooncake.protocol == "RDMA" and mooncake.rdma else None
     # 200 only while the segment is mounted, that is, while the master knows this store.
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
@@ -225,10 +227,11 @@ def _stores(pool: Pool, backend: Backend) -> Manifest:
         "startupProbe": health | {"periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": 2},
         "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"exec": {"command": leave}}},
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108  (inside the container)
     }
     spec = pod_basics() | {
-        "terminationGracePeriodSeconds": 10,  # it does not save anything, and the master forgets it after client_ttl
+        "terminationGracePeriodSeconds": mooncake_leave.GRACE_SECONDS,
         "affinity": parts.affinity(pool, parts.STORE),
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {}}],

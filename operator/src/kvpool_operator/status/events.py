@@ -1,0 +1,49 @@
+"""What is worth an Event on the pool: text and nothing else. Everything that an Event says is in the status, too.
+
+An Event is for a change of meaning: ``of`` compares the status that was written with the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvpool_operator.status import consumers
+from kvpool_operator.status.observed import Observed
+
+_NAMED = 3
+_NOTE = 1024
+"""Characters of a note that the API server takes."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Attributes:
+    reason: one word for programs.
+    action: what was being done.
+    note: for people; no credentials.
+    """
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    action: str
+    note: str
+
+
+def of(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Workloads that began to wait for a restart, and that none waits any more. Fewer than before is no news."""
+    was, now = (int(status.get("workloadsWaiting") or 0) for status in (before, after))
+    if now > was:
+        return (Event("Normal", "RestartNeeded", "Inject", _restart(consumers.waiting(seen))),)
+    if was and not now and seen.pool is not None:
+        return (Event("Normal", "NoRestartNeeded", "Inject", "no workload waits for a restart any more"),)
+    return ()
+
+
+def _restart(workloads: tuple[str, ...]) -> str:
+    alone = len(workloads) == 1
+    count = "1 workload that names this pool runs" if alone else f"{len(workloads)} workloads that name this pool run"
+    rest = f" and {len(workloads) - _NAMED} more" if len(workloads) > _NAMED else ""
+    named = ", ".join(workloads[:_NAMED])
+    return f"{count} without the cache and would get it: restart {named}{rest}"[:_NOTE]
