@@ -17,7 +17,7 @@ from typing import Any
 from helm_python import Chart
 
 from e2e.cluster.progress import Progress
-from e2e.cluster.provider import IMAGE_NAMES, STORE_IMAGE_NAMES, Access, ImageSources, choose
+from e2e.cluster.provider import IMAGE_NAMES, Access, ImageSources, choose
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
 from e2e.demo.stage import ENGINE_ARGUMENTS
 from kvpool_operator.desired.podpatch import merge
@@ -29,6 +29,7 @@ NAMESPACE = "kvpool-demo"
 RELEASE = "kvpool"
 _OPERATOR = f"app.kubernetes.io/instance={RELEASE}"
 QUICKSTART = ROOT / "examples/quickstart/kvcachepool.yaml"
+SOURCES = ImageSources(ROOT / "operator", ROOT / "connector", ROOT / "requirements/operator.txt")
 FOLDERS = (
     HostFolder("vllm-environment", ROOT / ".venvs/engine", "/venv"),
     HostFolder("models", MODEL.parent, "/models"),
@@ -73,22 +74,19 @@ def run_operator(
     say: Callable[[str], None],
     *,
     cluster: str = CLUSTER,
-    images: Sequence[str] = IMAGE_NAMES,
     folders: Sequence[HostFolder] = FOLDERS,
     settings: Mapping[str, Any] | None = None,
 ) -> Kubectl:
     """From nothing to a running operator and a namespace for pools.
 
     Args:
-        images: which of ours the cluster gets.
         folders: of this machine, mounted by every engine; a cluster whose node is elsewhere has none.
         settings: of the chart, on top of what this machine needs.
     """
     ensure_model()
     provider = choose(cluster, progress=Progress())
     access = provider.up("node")
-    sources = ImageSources(ROOT / "operator", ROOT / "connector", ROOT / "requirements/operator.txt")
-    loaded = provider.load_images(images, sources)
+    loaded = provider.load_images(IMAGE_NAMES, SOURCES)
     say(f"images: {', '.join(sorted(loaded.values())) or 'the published defaults'}")
     kubectl = Kubectl(access)
     _namespaces(kubectl)
@@ -124,7 +122,6 @@ def chart_values(images: Mapping[str, str], folders: Sequence[HostFolder]) -> di
     values: dict[str, Any] = {"settings": settings}
     if "store" in images:
         settings["images"] = {"redis": images["store"], "valkey": images["store"], "engine": images["serving"]}
-        settings["images"] |= {name: images[name] for name in STORE_IMAGE_NAMES if name in images}
     if "operator" in images:
         repository, _, tag = images["operator"].rpartition(":")
         values["image"] = {"repository": repository, "tag": tag}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 
@@ -45,3 +46,4 @@ def main(verb: str, names: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     print(json.dumps(main(sys.argv[1], sys.argv[2:])), flush=True)
+    os._exit(0)  # Mooncake's client of several masters takes half a minute to leave

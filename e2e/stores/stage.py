@@ -8,15 +8,18 @@ connector's client runs in these Pods, as it does in an engine. Requests for CPU
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from e2e.cluster.provider import IMAGE_NAMES
+from e2e.cluster.progress import Progress
+from e2e.cluster.provider import STORE_IMAGE_NAMES, choose, image_reference
 from e2e.cluster.volumes import HostFolder, pod_volumes, render, writable_volume
-from e2e.demo.install import FOLDERS, NAMESPACE, Kubectl, remove, run_operator
+from e2e.demo.install import FOLDERS, NAMESPACE, SOURCES, Kubectl, remove, run_operator
 from testkit.engine import ROOT
 from testkit.servers import wait_until
 
@@ -38,15 +41,19 @@ def settings(*, real_engines: bool) -> dict[str, Any]:
     volumes, mounts = pod_volumes([_VENV])
     store = {"name": "store", "resources": {"requests": {"cpu": "20m"}}, "volumeMounts": mounts}
     engine: dict[str, Any] = {"name": "engine", "resources": {"requests": {"cpu": "20m"}}}
+    spec: dict[str, Any] = {"containers": [engine]}
     if not real_engines:
         # What the operator writes as arguments becomes the shell's, which does not look at them.
         engine["command"] = ["sh", "-c", _HEALTH_ALONE, "engine"]
         engine["resources"]["requests"]["memory"] = "128Mi"
+        engine["lifecycle"] = {"preStop": {"sleep": {"seconds": 1}}}
+        spec["terminationGracePeriodSeconds"] = 2
     return {
+        "images": {name: image_reference(name) for name in STORE_IMAGE_NAMES},
         "storeDefaults": {"podTemplate": {"spec": {"volumes": volumes, "containers": [store]}}},
         "engineDefaults": {
             "env": [{"name": "PYTHONPATH", "value": _PYTHON_PATH}],
-            "podTemplate": {"spec": {"terminationGracePeriodSeconds": 1, "containers": [engine]}},
+            "podTemplate": {"spec": spec},
         },
     }
 
@@ -54,21 +61,21 @@ def settings(*, real_engines: bool) -> dict[str, Any]:
 class Stage:
     """The node; ended by `close`."""
 
-    def __init__(self, say: Callable[[str], None], *, images: Sequence[str] = (), real_engines: bool = False) -> None:
-        """Args:
-        images: further ones of ours.
-        """
+    def __init__(self, say: Callable[[str], None], *, real_engines: bool = False) -> None:
         remove(CLUSTER)  # what an interrupted run left
         self.kubectl: Kubectl = run_operator(
             say,
             cluster=CLUSTER,
-            images=(*IMAGE_NAMES, *images),
             folders=(*FOLDERS, _MOONCAKE),
             settings=settings(real_engines=real_engines),
         )
 
     def close(self) -> None:
         remove(CLUSTER)
+
+    def images(self, *names: str) -> None:
+        """Load further ones of ours."""
+        choose(CLUSTER, progress=Progress()).load_images(names, SOURCES)
 
     def volumes(self, folder: Path, storage: str, *claims: str) -> None:
         """An empty folder of this machine for each claim that a StatefulSet will make."""
@@ -148,6 +155,27 @@ class Pool:
         """At once, as when its node is lost."""
         self.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
 
+    def crash(self, pod: str) -> None:
+        """Its container's processes end at once; the kubelet starts the container again in the same Pod."""
+        status = self._kubectl.get("pod", pod, "-n", NAMESPACE)["status"]["containerStatuses"][0]
+        container = status["containerID"].rpartition("/")[2]
+        for place in Path("/proc").glob("[0-9]*"):
+            if _in_group(place, container):
+                os.kill(int(place.name), signal.SIGKILL)
+
+    def hold(self, workload: str, replicas: int) -> None:
+        """Scale it down; the pool is paused, or the operator would scale it up again."""
+        self._pause(True)
+        self.kubectl("scale", workload, f"--replicas={replicas}")
+
+    def release(self) -> None:
+        """The operator takes over again."""
+        self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        patch = json.dumps({"spec": {"paused": paused}})
+        self.kubectl("patch", "kvcachepool", self.name, "--type=merge", "-p", patch)
+
     def delete(self) -> None:
         """With all its Pods, so that the next pool has the machine for itself."""
         self.kubectl("delete", "kvcachepool", self.name, "--wait=true")
@@ -158,3 +186,10 @@ class Pool:
             90,
             poll_s=0.5,
         )
+
+
+def _in_group(process: Path, container: str) -> bool:
+    try:
+        return container in (process / "cgroup").read_text()
+    except OSError:
+        return False
