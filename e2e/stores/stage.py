@@ -155,6 +155,17 @@ class Pool:
         """At once, as when its node is lost."""
         self.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
 
+    def replace(self, component: str) -> None:
+        """Kill the component's only Pod; returns when its successor is ready. The status may have told of it too briefly."""
+        ((name, _),) = self.pods(component).items()
+        self.kill(name)
+        wait_until(
+            f"a Pod in place of {name} is ready",
+            lambda: any(is_ready(pod) for other, pod in self.pods(component).items() if other != name),
+            120,
+            poll_s=0.5,
+        )
+
     def crash(self, pod: str) -> None:
         """Its container's processes end at once; the kubelet starts the container again in the same Pod."""
         status = self._kubectl.get("pod", pod, "-n", NAMESPACE)["status"]["containerStatuses"][0]
@@ -186,6 +197,12 @@ class Pool:
             90,
             poll_s=0.5,
         )
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    """By its condition."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def _in_group(process: Path, container: str) -> bool:

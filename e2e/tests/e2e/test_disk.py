@@ -14,7 +14,7 @@ import pytest
 
 from e2e.demo.stage import BLOCK_TOKENS
 from e2e.demo.steps import DOCUMENT, stopwatch
-from e2e.stores.stage import Pool, Stage
+from e2e.stores.stage import Pool, Stage, is_ready
 from testkit.engine import MODEL_NAME
 from testkit.http_client import ask
 from testkit.servers import wait_until
@@ -93,8 +93,4 @@ def test_a_new_pod_answers_from_the_disk_of_the_one_before(pool: Pool) -> None:
 
 
 def another_is_ready(pool: Pool, old: str) -> bool:
-    return any(
-        pod["metadata"]["uid"] != old
-        and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
-        for pod in pool.pods("engine").values()
-    )
+    return any(pod["metadata"]["uid"] != old and is_ready(pod) for pod in pool.pods("engine").values())

@@ -138,9 +138,7 @@ def lmcache(stage: Stage) -> Iterator[Pool]:
 @pytest.mark.slow
 def test_lmcache_server_is_empty_after_its_pod_was_killed(stage: Stage, lmcache: Pool) -> None:
     blocks_are_shared(lmcache, "a", "b")
-    (pod,) = lmcache.pods("store")
-    lmcache.kill(pod)
-    lmcache.wait("BackendAvailable", "StoreStarting", 20)
+    lmcache.replace("store")
     lmcache.ready()
     assert lmcache.client("get", "a", "b") == [MISS, MISS]
     blocks_are_shared(lmcache, "a", "c")
@@ -175,15 +173,15 @@ def test_mooncake_with_one_master(stage: Stage) -> None:
     pool.ready()
     names = [f"block-{number}" for number in range(16)]
     blocks_are_shared(pool, *names)
-    pool.kill("mooncake-store-0")
-    pool.wait("BackendAvailable", "StoreDegraded", 20)
-    pool.ready()
+    pool.hold("statefulset/mooncake-store", 1)
+    degraded = pool.wait("BackendAvailable", "StoreDegraded", 20)
+    assert degraded["message"] == "Mooncake answers, but StatefulSet mooncake-store has 1 of 2 Pods ready"
     wait_until("the lost store is forgotten", lambda: set(pool.client("get", *names)) <= {HIT, MISS}, 60, poll_s=0.5)
     assert HIT in pool.client("get", *names)
+    pool.release()
+    pool.ready()
     blocks_are_shared(pool, "after-the-store")
-    (master,) = pool.pods("master")
-    pool.kill(master)
-    pool.wait("BackendAvailable", "StoreStarting", 20)
+    pool.replace("master")
     pool.ready()
     assert set(pool.client("get", *names)) == {MISS}
     blocks_are_shared(pool, "after-the-master")
