@@ -33,7 +33,7 @@ example-cpu-offloading: setup ## examples/vllm/cpu_offloading.py without and wit
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-cluster test-ray test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-cluster test-cluster-stores test-ray test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -68,6 +68,8 @@ test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
+test-cluster-stores: setup ## Every kind of store and the disk tier as Pods on a real node: not in CI (root; 8 min)
+	$(DEV)/pytest e2e/tests/e2e/test_stores.py e2e/tests/e2e/test_disk.py --durations=0 --durations-min=5
 test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)
 	@tools/setup.sh ray
 	$(DEV)/pytest e2e/tests/ray

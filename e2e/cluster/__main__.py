@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.cluster.progress import ClusterError, Progress
-from e2e.cluster.provider import IMAGE_NAMES, ImageSources, Provider, Row, choose
+from e2e.cluster.provider import IMAGE_NAMES, STORE_IMAGE_NAMES, ImageSources, Provider, Row, choose
 from e2e.cluster.settings import REPOSITORY
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, render
 
@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add("env", "Print shell lines that set KUBECONFIG and PATH, for eval.")
     add("build", "Build everything slow into the cache, and start nothing.")
     images = add("images", "Build our images from the working tree and load them into the cluster.")
-    images.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGE_NAMES)} (default: all)")
+    named = ", ".join((*IMAGE_NAMES, *STORE_IMAGE_NAMES))
+    images.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {named} (default: the first three)")
     images.add_argument("--operator", type=Path, default=REPOSITORY / "operator")
     images.add_argument("--connector", type=Path, default=REPOSITORY / "connector")
     images.add_argument("--requirements", type=Path, default=REPOSITORY / "requirements" / "operator.txt")

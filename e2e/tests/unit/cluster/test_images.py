@@ -61,7 +61,7 @@ def test_a_folder_that_is_no_project_is_named(tmp_path: Path) -> None:
 
 def test_missing_pins_are_named(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path / "cache", tmp_path, Progress())
-    with pytest.raises(ClusterError, match="pins of the operator's packages are missing"):
+    with pytest.raises(ClusterError, match="pins of an image's packages are missing"):
         workshop.python_packages(tmp_path / "operator.txt")
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
+from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render, writable_volume
 
 
 def test_a_folder_becomes_a_volume_and_the_claim_bound_to_it(tmp_path: Path) -> None:
@@ -46,6 +46,20 @@ def test_pods_mount_read_only_so_that_no_owner_is_changed() -> None:
         ("venv", "/venv", True),
         ("weights", "/models", True),
     ]
+
+
+def test_a_folder_to_be_written_waits_for_a_claim_that_names_no_class(tmp_path: Path) -> None:
+    folder = HostFolder("data-etcd-0", tmp_path)
+    volume = writable_volume(folder, node="local", namespace="team", storage="4Gi")
+    spec = volume["spec"]
+    assert (spec["claimRef"]["namespace"], spec["claimRef"]["name"]) == ("team", "data-etcd-0")
+    assert (spec["storageClassName"], spec["accessModes"], spec["capacity"]) == (
+        "",
+        ["ReadWriteOnce"],
+        {"storage": "4Gi"},
+    )
+    assert "mountOptions" not in spec
+    assert spec["local"] == {"path": str(tmp_path)}
 
 
 def test_it_renders_as_one_document(tmp_path: Path) -> None:

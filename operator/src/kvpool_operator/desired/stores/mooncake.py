@@ -136,10 +136,12 @@ def master_command(ha: bool) -> list[str]:
 
 
 LEADER_IS_KNOWN = (
-    "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /leader HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3; "
+    "exec 3<>/dev/tcp/127.0.0.1/{port}; "
+    "printf 'GET /leader HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3; "
     "timeout 2 cat <&3 | grep -q '\"present\":true'"
 )
-"""For bash. A master that knows of no leader, itself included, is of no use: etcd is away, or the election goes on."""
+"""For bash. A master that knows of no leader, itself included, is of no use: etcd is away, or the election goes on. It keeps a
+connection open until it is asked to close it, also one of HTTP/1.0."""
 
 
 def _masters(pool: Pool, backend: Backend) -> Manifest:

@@ -1,0 +1,1 @@
+"""Stores that the operator runs, as Pods on a real node, and the connector's own client in the Pods of engines."""

@@ -1,0 +1,230 @@
+"""Stores that the operator runs, as Pods of a real node: each from its example as it is, written and read by the connector's
+client in the Pods of engines, then hit by faults. Engines are stand-ins, see `e2e.stores.stage`.
+
+The lone Valkey and the group with sentinels are in every run; the others have `make test-cluster-stores`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.demo.install import NAMESPACE
+from e2e.demo.steps import stopwatch
+from e2e.stores.stage import Pool, Stage
+from testkit.servers import wait_until
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a node needs root"),
+]
+
+HIT, MISS = "HIT", "MISS"
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    stage = Stage(stopwatch())
+    try:
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kvpool-volumes-") as folder:
+        yield Path(folder)
+
+
+def blocks_are_shared(pool: Pool, *names: str) -> None:
+    """What one engine writes another one reads; what nobody wrote is a miss."""
+    wait_until("an engine writes", lambda: set(pool.client("put", *names)) == {HIT}, 60, poll_s=0.5)
+    assert pool.client("get", *names, "never-written", engine=1) == [HIT] * len(names) + [MISS]
+
+
+# ---- Redis's family
+
+
+def test_a_lone_server(stage: Stage) -> None:
+    pool = stage.pool("valkey")
+    pool.ready()
+    blocks_are_shared(pool, "a", "b")
+    pool.delete()
+
+
+def ask_sentinel(pool: Pool, number: int, *words: str) -> list[str]:
+    """As an engine would; its answer, line by line."""
+    call = ("valkey-cli", "-p", "26379", "--user", "kvpool", "sentinel", *words)
+    return pool.exec(f"sentinel-sentinel-{number}", *call).split()
+
+
+def primary(pool: Pool) -> str:
+    """The Pod that all sentinels name; empty while they differ."""
+    named = {ask_sentinel(pool, number, "get-master-addr-by-name", "kvpool")[0] for number in range(3)}
+    if len(named) > 1:
+        return ""
+    pod, _, domain = named.pop().partition(".")
+    assert domain == f"sentinel-members.{NAMESPACE}.svc.cluster.local"
+    return pod
+
+
+def follows(pool: Pool, pod: str, other: str) -> bool:
+    """A Pod that is a replica of another one, by that one's name, and has all that it has."""
+    try:
+        role = pool.exec(pod, "valkey-cli", "--user", "kvpool", "role").split()
+    except RuntimeError:  # it starts
+        return False
+    return role[0] == "slave" and role[1].partition(".")[0] == other and role[3] == "connected"
+
+
+@pytest.fixture(scope="module")
+def group(stage: Stage) -> Iterator[Pool]:
+    pool = stage.pool("sentinel")
+    pool.ready()
+    yield pool
+    pool.delete()
+
+
+def test_a_group_with_sentinels_knows_its_members_by_name(group: Pool) -> None:
+    blocks_are_shared(group, "a", "b")
+    first = primary(group)
+    assert first == "sentinel-store-0"
+    others = {"sentinel-store-1", "sentinel-store-2"}
+    assert sorted(group.pods("store")) == sorted({first} | others)
+    for other in others:
+        wait_until(f"{other} follows", lambda other=other: follows(group, other, first), 30, poll_s=0.5)
+    assert ask_sentinel(group, 0, "ckquorum", "kvpool")[0] == "OK"
+
+
+@pytest.mark.parametrize("how", ["deleted", "crashed"])
+def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Pool, how: str) -> None:
+    """Deleted: its preStop hook hands over. Crashed: the sentinels have to notice."""
+    blocks_are_shared(group, how)
+    lost = primary(group)
+    for other in {*group.pods("store")} - {lost}:  # else what was written last may be lost with the primary
+        wait_until(f"{other} follows", lambda other=other: follows(group, other, lost), 30, poll_s=0.5)
+    (group.kill if how == "deleted" else group.crash)(lost)
+    degraded = group.wait("BackendAvailable", "StoreDegraded", 30)
+    assert (degraded["status"], degraded["message"]) == (
+        "True",
+        "Valkey answers, but StatefulSet sentinel-store has 2 of 3 Pods ready",
+    )
+    wait_until("another primary", lambda: primary(group) not in ("", lost), 60, poll_s=0.5)
+    assert group.client("get", how, engine=1) == [HIT]
+    blocks_are_shared(group, f"after-{how}")
+    group.ready(90)
+    assert follows(group, lost, primary(group))
+
+
+# ---- LMCache
+
+
+@pytest.fixture
+def lmcache(stage: Stage) -> Iterator[Pool]:
+    stage.images("lmcache")
+    pool = stage.pool("lmcache-server")
+    pool.ready()
+    yield pool
+    pool.delete()
+
+
+@pytest.mark.slow
+def test_lmcache_server_is_empty_after_its_pod_was_killed(stage: Stage, lmcache: Pool) -> None:
+    blocks_are_shared(lmcache, "a", "b")
+    lmcache.replace("store")
+    lmcache.ready()
+    assert lmcache.client("get", "a", "b") == [MISS, MISS]
+    blocks_are_shared(lmcache, "a", "c")
+
+
+@pytest.mark.slow
+def test_the_operator_asks_lmcache_server_for_its_health(stage: Stage, lmcache: Pool) -> None:
+    """A second pool takes the first one's server for one that somebody else runs."""
+
+    def here(manifest: dict[str, Any]) -> None:
+        manifest["spec"]["backend"]["external"]["host"] = f"lmcache-server-store.{NAMESPACE}.svc.cluster.local"
+
+    other = stage.pool("external-lmcache-server", here)
+    other.wait("BackendAvailable", "StoreReady", 30)
+    lmcache.hold("deployment/lmcache-server-store", 0)
+    other.wait("BackendAvailable", "Unreachable", 60)
+    lmcache.release()
+    other.wait("BackendAvailable", "StoreReady", 60)
+    blocks_are_shared(other, "d")
+    assert lmcache.client("get", "d") == [HIT]
+    other.delete()
+
+
+# ---- Mooncake
+
+
+@pytest.mark.slow
+def test_mooncake_with_one_master(stage: Stage) -> None:
+    """A lost store takes its own blocks along, a lost master all."""
+    stage.images("mooncake")
+    pool = stage.pool("mooncake")
+    pool.ready()
+    names = [f"block-{number}" for number in range(16)]
+    blocks_are_shared(pool, *names)
+    pool.hold("statefulset/mooncake-store", 1)
+    degraded = pool.wait("BackendAvailable", "StoreDegraded", 20)
+    assert degraded["message"] == "Mooncake answers, but StatefulSet mooncake-store has 1 of 2 Pods ready"
+    wait_until("the lost store is forgotten", lambda: set(pool.client("get", *names)) <= {HIT, MISS}, 60, poll_s=0.5)
+    assert HIT in pool.client("get", *names)
+    pool.release()
+    pool.ready()
+    blocks_are_shared(pool, "after-the-store")
+    pool.replace("master")
+    pool.ready()
+    assert set(pool.client("get", *names)) == {MISS}
+    blocks_are_shared(pool, "after-the-master")
+    pool.delete()
+
+
+@pytest.mark.slow
+def test_mooncake_with_three_masters_and_three_members_of_etcd(stage: Stage, folder: Path) -> None:
+    """Any master may go, and what is stored outlives that and the loss of etcd's majority."""
+    stage.images("mooncake", "etcd")
+    stage.volumes(folder, "4Gi", *(f"data-mooncake-ha-etcd-{number}" for number in range(3)))
+    pool = stage.pool("mooncake-ha")
+    pool.ready()
+    assert [len(pool.pods(component)) for component in ("master", "store", "etcd")] == [3, 3, 3]
+    blocks_are_shared(pool, "a", "b")
+
+    leader = next(name for name, pod in pool.pods("master").items() if role_of_master(pod) == "leader")
+    pool.kill(leader)
+    wait_until("the blocks are found again", lambda: pool.client("get", "a", "b") == [HIT, HIT], 180, poll_s=1)
+    pool.ready()
+
+    pool.hold("statefulset/mooncake-ha-etcd", 1)
+    lost = pool.wait("BackendAvailable", "EtcdQuorumLost", 60)
+    assert lost["status"] == "False"
+    assert "members of etcd are ready, 2 are needed" in lost["message"]
+    pool.release()
+    pool.ready()
+    wait_until("the blocks are found again", lambda: pool.client("get", "a", "b") == [HIT, HIT], 120, poll_s=1)
+    blocks_are_shared(pool, "after-the-quorum")
+    pool.delete()
+
+
+def role_of_master(pod: dict[str, Any]) -> str:
+    """What a master says of itself, to its administration's port."""
+    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:9003/role", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.mark.slow
+def test_mooncake_whose_clients_meet_through_etcd(stage: Stage, folder: Path) -> None:
+    stage.images("mooncake", "etcd")
+    stage.volumes(folder, "2Gi", "data-mooncake-etcd-etcd-0")
+    pool = stage.pool("mooncake-etcd")
+    pool.ready()
+    blocks_are_shared(pool, "a", "b")
+    pool.delete()
