@@ -27,18 +27,20 @@ class Pair:
 
 def measure(pairs: Sequence[Pair]) -> list[dict[str, object]]:
     """Rows for `report`: GB/s of both and the quartiles of ours over theirs. One round of warm-up is thrown away."""
-    seconds: dict[str, tuple[list[float], list[float]]] = {pair.name: ([], []) for pair in pairs}
-    for number in range(max(pair.rounds for pair in pairs) + 1):
-        for pair in pairs:
-            if number > pair.rounds:
-                continue
-            ways = (pair.ours, pair.theirs)
-            for way in (0, 1) if number % 2 else (1, 0):  # neither is always the first
-                started = time.perf_counter()
-                ways[way]()
-                if number:
-                    seconds[pair.name][way].append(time.perf_counter() - started)
-    return [_row(pair, *seconds[pair.name]) for pair in pairs]
+    return [_row(pair, *_seconds(pair)) for pair in pairs]
+
+
+def _seconds(pair: Pair) -> tuple[list[float], list[float]]:
+    """Pair by pair, so that a call finds the processor's caches as its rival left them, and not as all others did."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    ways = (pair.ours, pair.theirs)
+    for number in range(pair.rounds + 1):
+        for way in (0, 1) if number % 2 else (1, 0):  # neither is always the first
+            started = time.perf_counter()
+            ways[way]()
+            if number:
+                seconds[way].append(time.perf_counter() - started)
+    return seconds
 
 
 def _row(pair: Pair, ours: list[float], theirs: list[float]) -> dict[str, object]:

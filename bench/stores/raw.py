@@ -3,11 +3,13 @@
     python -m bench.stores.raw        the other process: prints its port, serves one connection after the other
 
 A request is 9 bytes, ``r`` or ``w`` and a length. For ``r`` the server sends so many bytes, for ``w`` it takes them and answers
-with one byte. Client and server use the largest calls that fill the buffers at hand.
+with one byte. Client and server use calls of up to 4 MiB. The server's memory is as large as a batch of the stores' benchmark and is used from
+its beginning to its end, as a store's values are: one small buffer would stay in the processor's cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import subprocess
@@ -16,7 +18,8 @@ from types import TracebackType
 from typing import Self
 
 _REQUEST = struct.Struct("<cQ")
-_BUFFER = 4 << 20
+_CALL = 4 << 20
+_MEMORY = 16 << 20
 
 
 class Stream:
@@ -58,15 +61,17 @@ def serve() -> None:
     """Until ended."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
-    buffer = memoryview(bytearray(b"\x5a" * _BUFFER))
+    memory = memoryview(bytearray(b"\x5a" * _MEMORY))
     while True:
         connection, _ = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection:
             while len(head := connection.recv(_REQUEST.size, socket.MSG_WAITALL)) == _REQUEST.size:
                 verb, left = _REQUEST.unpack(head)
-                while left:
-                    part = buffer[: min(left, _BUFFER)]
+                for start in itertools.cycle(range(0, _MEMORY, _CALL)):
+                    if not left:
+                        break
+                    part = memory[start : start + min(left, _CALL)]
                     if verb == b"r":
                         connection.sendall(part)
                     elif connection.recv_into(part, len(part), socket.MSG_WAITALL) != len(part):
