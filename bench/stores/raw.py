@@ -3,8 +3,8 @@
     python -m bench.stores.raw        the other process: prints its port, serves one connection after the other
 
 A request is 9 bytes, ``r`` or ``w`` and a length. For ``r`` the server sends so many bytes, for ``w`` it takes them and answers
-with one byte. Client and server use calls of up to 4 MiB. The server's memory is as large as a batch of the stores' benchmark and is used from
-its beginning to its end, as a store's values are: one small buffer would stay in the processor's cache.
+with one byte. Client and server use calls of up to 4 MiB. The server's memory is as large as a batch of the stores' benchmark and
+is used from its beginning to its end, as a store's values are: one small buffer would stay in the processor's cache.
 """
 
 from __future__ import annotations
