@@ -101,6 +101,23 @@ def llm_manifests(folder: Path) -> tuple[list[Path], list[Manifest]]:
     return crds, bodies
 
 
+def leader_worker_sets() -> Manifest:
+    """A CRD that takes any content: the controller asks for LeaderWorkerSets even where no service has several nodes."""
+    plural, kind = "leaderworkersets", "LeaderWorkerSet"
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.leaderworkerset.x-k8s.io"},
+        "spec": {
+            "group": "leaderworkerset.x-k8s.io",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower()},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
 def webhooks(folder: Path, url: str, authority: bytes) -> list[Manifest]:
     """Its webhook configurations, called by url in place of a Service.
 

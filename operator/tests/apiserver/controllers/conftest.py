@@ -90,12 +90,14 @@ def kserve(
 def kserve_llm(
     environment: dict[str, str], operator: Operator, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controller]:
-    """KServe's controller of LLMInferenceServices with its templates. No LeaderWorkerSets, no Gateway API."""
+    """KServe's controller of LLMInferenceServices with its templates. Nobody reconciles LeaderWorkerSets; no Gateway API."""
     folder, work = _build(kserve_parts.LLM_PROGRAM), tmp_path_factory.mktemp("kserve-llm")
     system = Kubectl(environment, kserve_parts.NAMESPACE)
     system.run("create", "namespace", kserve_parts.NAMESPACE)
     crds, templates = kserve_parts.llm_manifests(folder)
-    _install(system, crds)
+    sets = work / "leaderworkersets.json"
+    sets.write_text(json.dumps(kserve_parts.leader_worker_sets()))
+    _install(system, [*crds, sets])
     for body in (kserve_parts.configuration(), *templates):
         system.apply(body)
     _, certificate, key = _certificate()
