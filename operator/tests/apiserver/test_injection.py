@@ -107,7 +107,7 @@ def test_a_pod_gets_the_cache(pool: Kubectl) -> None:
     status = pool.must_get("kvcachepool", "demo")["status"]
     assert status["consumerCount"] == 1
     assert status["consumers"] == [
-        {"namespace": pool.namespace, "pod": "one", "state": "Injected", "reason": ""},
+        {"namespace": pool.namespace, "pod": "one", "workload": "Pod one", "state": "Injected", "reason": ""},
     ]
 
 
@@ -284,7 +284,7 @@ def test_the_secret_of_an_external_store_is_never_copied(kubectl: Kubectl, other
 def test_workloads_that_came_before_the_pool_are_told_once(kubectl: Kubectl) -> None:
     def events() -> list[tuple[str, str]]:
         found = [one for one in kubectl.list("events") if one["involvedObject"]["kind"] == "KVCachePool"]
-        return [(one["reason"], one["message"]) for one in found]
+        return [(one["reason"], one["message"]) for one in sorted(found, key=lambda one: str(one["eventTime"]))]
 
     for name in ("one", "two"):
         create(kubectl, pod(name))
