@@ -107,7 +107,7 @@ def test_a_pod_gets_the_cache(pool: Kubectl) -> None:
     status = pool.must_get("kvcachepool", "demo")["status"]
     assert status["consumerCount"] == 1
     assert status["consumers"] == [
-        {"namespace": pool.namespace, "pod": "one", "state": "Injected", "reason": ""},
+        {"namespace": pool.namespace, "pod": "one", "workload": "Pod one", "state": "Injected", "reason": ""},
     ]
 
 
