@@ -194,7 +194,7 @@ def test_rays_example_as_it_stands_keeps_its_connector_and_says_so(team: Kubectl
     """serveConfigV2 names LMCache's: it is left as it is, byte for byte. The Pods get what they would need for ours."""
     done = team.run("apply", "-f", "-", text=json.dumps(service(SEED)))
     assert done.returncode == 0, done.stderr
-    assert "kv_transfer_config of its own" in done.stderr
+    assert "ConnectorPresent: applications[0].args.llm_configs[0]" in done.stderr
     body = team.must_get("rayservice", NAME)
     assert body["spec"]["serveConfigV2"] == SEED
     assert looks.annotation(body, looks.SKIP_REASON).startswith("ConnectorPresent: ")
