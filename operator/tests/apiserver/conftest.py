@@ -42,15 +42,20 @@ def _cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def environment() -> Iterator[dict[str, str]]:
-    """The environment in which kubectl finds the cluster. A cluster that ran before is left running."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which kubectl finds the cluster. A cluster that ran before is left running.
+
+    kubectl remembers for hours which kinds and versions a server has, by the server's address, and an earlier server there may
+    have had others.
+    """
     ran_before = _cluster("env").returncode == 0
     up = _cluster("up", "--mode", "control")
     assert up.returncode == 0, up.stderr
     shell = 'eval "$1"; env -0'
     lines = _cluster("env").stdout
     dump = subprocess.run(["bash", "-c", shell, "bash", lines], capture_output=True, text=True, check=True)
-    yield dict(entry.split("=", 1) for entry in dump.stdout.split("\0") if "=" in entry)
+    found = dict(entry.split("=", 1) for entry in dump.stdout.split("\0") if "=" in entry)
+    yield found | {"KUBECACHEDIR": str(tmp_path_factory.mktemp("kubectl"))}
     if not ran_before:
         _cluster("down", "--clean")
 
