@@ -14,14 +14,22 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+from kvpool_connector.log import get_logger
+
+logger = get_logger(__name__)
+
 
 def start(name: str, task: Callable[[], object]) -> threading.Thread:
     """A running thread of kvpool: a daemon, since none may keep the process from ending, on cores of its choice."""
 
     def run() -> None:
-        with contextlib.suppress(OSError):  # forbidden or gone: it stays where it was born
+        try:
             if cores := wider(os.sched_getaffinity(0), _of_siblings(), _of_parent):
                 os.sched_setaffinity(0, cores)
+        except OSError as error:
+            logger.warning(
+                "thread %s stays on one core, where vLLM's waiting loop may keep it from running: %s", name, error
+            )
         task()
 
     thread = threading.Thread(target=run, name=f"kvpool-{name}", daemon=True)
@@ -54,7 +62,5 @@ def _of_siblings() -> list[set[int]]:
 
 
 def _of_parent() -> set[int]:
-    parent = os.getppid()
-    return (
-        os.sched_getaffinity(parent) if parent else set()
-    )  # 0: outside of the container, and 0 would mean this thread
+    parent = os.getppid()  # 0: outside of the container, and 0 would mean this thread
+    return os.sched_getaffinity(parent) if parent else set()

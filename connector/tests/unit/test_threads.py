@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import threading
 
@@ -41,3 +43,19 @@ def test_a_thread_that_is_started_from_a_pinned_one_is_not_pinned() -> None:
     parent.start()
     parent.join(10)
     assert seen == [everything, {min(everything)}]
+
+
+def test_a_thread_that_may_not_leave_its_core_runs_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache that is slow for this reason must not be a riddle."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    ran: list[bool] = []
+    with caplog.at_level(logging.WARNING):
+        threads.start("test", lambda: ran.append(True)).join(10)
+    assert ran
+    assert "thread test stays on one core" in caplog.text
