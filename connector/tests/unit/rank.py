@@ -93,6 +93,9 @@ class Rank:
             slab=self.slab,
             remote=None if data is None else Remote(self.reader, self.writer, fetch_s, put_s),
         )
+        if data is not None:
+            assert self.reader.greeted.wait(5)
+            assert self.writer.greeted.wait(5)
         self._source = np.random.default_rng(5)
         self._groups: dict[int, int] = {}
         self._last = 0

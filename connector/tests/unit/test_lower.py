@@ -38,6 +38,8 @@ class Rig:
         self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
         self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.outbox)
         self.disk = DiskParts(self.slab, self.outbox)
+        assert self.reader.greeted.wait(5)
+        assert self.writer.greeted.wait(5)
 
     @property
     def counts(self) -> Counter[str]:
@@ -73,7 +75,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_both_connections_are_made_before_they_are_needed(rig: Rig) -> None:
     """Each on the lane that owns it."""
-    wait_until("both greeted", lambda: rig.reader.called("ping") and rig.writer.called("ping"))
+    assert (len(rig.reader.called("ping")), len(rig.writer.called("ping"))) == (1, 1)
     assert (rig.reader.threads, rig.writer.threads) == ({"kvpool-read"}, {"kvpool-write"})
 
 
