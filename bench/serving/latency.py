@@ -11,11 +11,12 @@ tokens that are its own: what is computed for them is the same everywhere, only 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.serving.client import Metrics, complete
 from bench.serving.engines import CHUNK_TOKENS, SMALL_DEVICE_BLOCKS, Stage
@@ -25,7 +26,7 @@ from testkit.engine import MODEL_NAME
 
 DOCUMENT_TOKENS = 1024
 DOCUMENTS = SMALL_DEVICE_BLOCKS * BLOCK_TOKENS // DOCUMENT_TOKENS + 2
-"""More than the device holds: in a cycle, the one that comes next was evicted."""
+"""More than the device holds: in a cycle, the one that comes next was evicted, also if other conditions ran in between."""
 OWN_TOKENS = 33
 STREAM_TOKENS = 200
 PACE_S = 0.3
@@ -54,6 +55,7 @@ class Latency:
         """
         self._stage, self._text, self._say = stage, text, say
         self._serial = 0
+        self._cycle = itertools.cycle(range(DOCUMENTS))
         self.gaps = {condition: Gaps() for condition in ENGINE_OF}
 
     def prepare(self) -> None:
@@ -66,9 +68,9 @@ class Latency:
         """Every condition once, in random order."""
         for condition in random.sample(list(self.gaps), len(self.gaps)):
             engine = ENGINE_OF[condition]
-            documents = range(DOCUMENTS) if condition == "busy" else range(1)
+            documents = self._cycle if condition == "busy" else itertools.repeat(DOCUMENTS)
             # The document gets onto the device. Several tokens: an engine's counters come out with its next steps.
-            complete(self._stage.url(engine), MODEL_NAME, self._other(0), 8)
+            complete(self._stage.url(engine), MODEL_NAME, self._other(next(documents)), 8)
             self._stage.settle()
             before = self._stage.metrics(engine)
             gaps, others = self._stream(engine, documents)
@@ -80,7 +82,7 @@ class Latency:
                 f"p99 {p99(gaps) * 1e3:6.1f} ms, {others} others"
             )
 
-    def _stream(self, engine: str, documents: Sequence[int]) -> tuple[list[float], int]:
+    def _stream(self, engine: str, documents: Iterator[int]) -> tuple[list[float], int]:
         """The gaps of one request, and how many others came."""
         url, first, failed = self._stage.url(engine), threading.Event(), threading.Event()
         prompt = self._own(64)
@@ -98,7 +100,7 @@ class Latency:
         first.wait()
         others, due = 0, time.monotonic()
         while thread.is_alive():
-            reply = complete(url, MODEL_NAME, self._other(documents[others % len(documents)]), 1)
+            reply = complete(url, MODEL_NAME, self._other(next(documents)), 1)
             if reply.cached_tokens != DOCUMENT_TOKENS:
                 raise RuntimeError(f"{engine}: {reply.cached_tokens} tokens of a document came from a cache")
             others += 1

@@ -1,8 +1,9 @@
 """What clients of a request-and-reply protocol over one TCP connection share: batches within a window, the breaker, and the
 replacement of a connection that the server closed while it was idle.
 
-A server that must build all replies of a long pipeline at once halves its own speed, so at most about 2 MiB are asked for
-and not yet read.
+A server that must build all replies of a long pipeline at once halves its own speed, so at most about 4 MiB are asked for
+and not yet read; and with one value of 1 MiB at a time it waits for the client a quarter of the time (measured with
+Redis 7.0 and Valkey 9.1: `make bench-stores`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kvpool_connector.stores.connection import Buffer, Connection, ProtocolDoubt
 
 logger = get_logger(__name__)
 
-WINDOW_BYTES = 2 << 20
+WINDOW_BYTES = 4 << 20
 """Asked for (or sent) but not yet answered; at least one request is always in flight."""
 WINDOW_REQUESTS = 256
 """Requests in flight."""
