@@ -68,8 +68,8 @@ test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
-test-cluster-stores: setup ## Every kind of store and the disk tier as Pods on a real node: not in CI (root; 10 min)
-	$(DEV)/pytest e2e/tests/e2e/test_stores.py e2e/tests/e2e/test_disk.py --durations=0 --durations-min=5
+test-cluster-stores: setup ## Every kind of store and the disk tier as Pods, also with real engines: not in CI (root; 25 min)
+	$(DEV)/pytest e2e/tests/e2e/test_stores.py e2e/tests/e2e/test_disk.py e2e/tests/e2e/test_engines.py --durations=0 --durations-min=5
 test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)
 	@tools/setup.sh ray
 	$(DEV)/pytest e2e/tests/ray

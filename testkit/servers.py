@@ -78,6 +78,17 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="kvpool-store-"))
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs.
+
+        Raises:
+            RuntimeError: none does.
+        """
+        if self._process is None:
+            raise RuntimeError(f"{self.what} does not run")
+        return self._process.pid
+
     def command(self) -> tuple[list[str], dict[str, str]]:
         """Program with arguments, and what its environment has besides this process's.
 

@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bench.spread import quartiles
 
@@ -23,27 +24,29 @@ class Pair:
     ours: Callable[[], object]
     theirs: Callable[[], object]
     rounds: int = 15
+    server: int = 0
+    """The process whose main thread serves ours; 0: not looked at. At 1.0 it never waited: no client could have been faster."""
 
 
 def measure(pairs: Sequence[Pair]) -> list[dict[str, object]]:
     """Rows for `report`: GB/s of both and the quartiles of ours over theirs. One round of warm-up is thrown away."""
-    return [_row(pair, *_seconds(pair)) for pair in pairs]
+    return [_row(pair) for pair in pairs]
 
 
-def _seconds(pair: Pair) -> tuple[list[float], list[float]]:
+def _row(pair: Pair) -> dict[str, object]:
     """Pair by pair, so that a call finds the processor's caches as its rival left them, and not as all others did."""
     seconds: tuple[list[float], list[float]] = ([], [])
+    busy: list[float] = []
     ways = (pair.ours, pair.theirs)
     for number in range(pair.rounds + 1):
         for way in (0, 1) if number % 2 else (1, 0):  # neither is always the first
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), _worked(pair.server)
             ways[way]()
             if number:
                 seconds[way].append(time.perf_counter() - started)
-    return seconds
-
-
-def _row(pair: Pair, ours: list[float], theirs: list[float]) -> dict[str, object]:
+                if way == 0:
+                    busy.append((_worked(pair.server) - worked) / seconds[0][-1])
+    ours, theirs = seconds
     return {
         "figure": pair.figure,
         "name": pair.name,
@@ -51,7 +54,13 @@ def _row(pair: Pair, ours: list[float], theirs: list[float]) -> dict[str, object
         "theirs": round(pair.nbytes / statistics.median(theirs) / 1e9, 3),
         "quartiles": quartiles([b / a for a, b in zip(ours, theirs, strict=True)]),
         "n": len(ours),
+        "server_busy": round(statistics.median(busy), 2) if pair.server else None,
     }
+
+
+def _worked(process: int) -> float:
+    """Seconds that a process's main thread was on a processor. Source: sched-stats.rst of Linux, ``/proc/<pid>/schedstat``."""
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9 if process else 0.0
 
 
 def tell(pairs: Sequence[Pair]) -> None:

@@ -30,11 +30,11 @@ def main() -> None:
             store = RedisStore(RedisRemote.model_validate(server.remote()), Breaker())
             client = redis.Redis(port=server.port)
             for size in SIZES:
-                pairs += _pairs(f"{kind} {{}}, {size} MiB", size * MIB, store, client, stream)
+                pairs += _pairs(f"{kind} {{}}, {size} MiB", size * MIB, store, client, stream, server.pid)
         tell(pairs)
 
 
-def _pairs(name: str, size: int, store: RedisStore, client: redis.Redis, stream: Stream) -> list[Pair]:
+def _pairs(name: str, size: int, store: RedisStore, client: redis.Redis, stream: Stream, server: int) -> list[Pair]:
     keys, rows = values(size, BATCH_MIB * MIB // size)
 
     def put() -> None:
@@ -52,7 +52,7 @@ def _pairs(name: str, size: int, store: RedisStore, client: redis.Redis, stream:
             row[:] = client.get(key)  # type: ignore[assignment]
 
     put()
-    pair = functools.partial(Pair, nbytes=BATCH_MIB * MIB)
+    pair = functools.partial(Pair, nbytes=BATCH_MIB * MIB, server=server)
     return [
         pair("redis_set_share", name.format("SET / raw stream"), ours=put, theirs=lambda: stream.write(rows)),
         pair("redis_get_share", name.format("GET / raw stream"), ours=get, theirs=lambda: stream.read(rows)),

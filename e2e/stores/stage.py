@@ -91,6 +91,10 @@ class Stage:
         """Apply an example; `change` may change its sizes and addresses."""
         manifest = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text())
         change(manifest)
+        return self.apply(manifest)
+
+    def apply(self, manifest: dict[str, Any]) -> Pool:
+        """Any pool."""
         self.kubectl("apply", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(manifest))
         return Pool(self.kubectl, manifest["metadata"]["name"])
 
@@ -136,6 +140,10 @@ class Pool:
         selector = f"kvpool.dev/pool={self.name},app.kubernetes.io/component={component}"
         found = self._kubectl.get("pods", "-n", NAMESPACE, "-l", selector)["items"]
         return {one["metadata"]["name"]: one for one in found if "deletionTimestamp" not in one["metadata"]}
+
+    def exists(self, pod: str) -> bool:
+        """Also while it is on its way out."""
+        return bool(self.kubectl("get", "pod", pod, "--ignore-not-found", "-o", "name"))
 
     def exec(self, pod: str, *command: str, stdin: str | None = None) -> str:
         """A program in a Pod's first container."""

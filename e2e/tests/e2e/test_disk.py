@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ from typing import Any
 import pytest
 
 from e2e.demo.stage import BLOCK_TOKENS
-from e2e.demo.steps import DOCUMENT, stopwatch
+from e2e.demo.steps import stopwatch
+from e2e.stores.engines import answer, chunks, greet, urls, whole_blocks
 from e2e.stores.stage import Pool, Stage, is_ready
-from testkit.engine import MODEL_NAME
-from testkit.http_client import ask
 from testkit.servers import wait_until
 
 pytestmark = [
@@ -26,7 +23,6 @@ pytestmark = [
 ]
 
 CLAIM = "kvpool-disk-disk-engine-0"
-PROMPT = f"Read this.\n\n{DOCUMENT.read_text()[:5000]}\n\nAnswer in one sentence: what is it about?"
 
 
 @pytest.fixture(scope="module")
@@ -54,39 +50,27 @@ def pool(stage: Stage) -> Iterator[Pool]:
         pool.delete()
 
 
-def the_pod(pool: Pool) -> tuple[str, str]:
-    """Identity and address of the engine's only Pod."""
-    (pod,) = pool.pods("engine").values()
-    return pod["metadata"]["uid"], f"http://{pod['status']['podIP']}:8000"
-
-
-def chunks(url: str, what: str) -> float:
-    """A counter of the disk tier."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310
-        text = answer.read().decode()
-    found = re.findall(rf'^kvpool:{what}_chunks_total{{[^}}]*tier="disk"[^}}]*}} (\S+)$', text, re.MULTILINE)
-    return sum(map(float, found))
-
-
 def test_a_new_pod_answers_from_the_disk_of_the_one_before(pool: Pool) -> None:
-    pod, url = the_pod(pool)
-    ask(url, MODEL_NAME, "Say hello.")
-    computed = ask(url, MODEL_NAME, PROMPT)
+    (pod,), (url,) = pool.pods("engine").values(), urls(pool)
+    greet(url)
+    computed = answer(url, 0)
     assert computed.cached_tokens < BLOCK_TOKENS * 2  # what all chats begin with
-    whole = (computed.prompt_tokens - 1) // BLOCK_TOKENS
-    wait_until("the prompt is on the disk", lambda: chunks(url, "written") >= whole, 60, poll_s=0.5)
+    whole = whole_blocks(computed)
+    wait_until("the prompt is on the disk", lambda: chunks(url, "written", "disk") >= whole, 60, poll_s=0.5)
     claim = pool.kubectl("get", "pvc", CLAIM, "-o", "jsonpath={.metadata.uid}")
 
     pool.kubectl("delete", "pod", "disk-engine-0", "--wait=true")
-    wait_until("another Pod of this name is ready", lambda: another_is_ready(pool, pod), 600, poll_s=0.5)
+    wait_until(
+        "another Pod of this name is ready", lambda: another_is_ready(pool, pod["metadata"]["uid"]), 600, poll_s=0.5
+    )
     pool.wait("Ready", "AllReady", 30)
 
-    _, url = the_pod(pool)
-    assert chunks(url, "loaded") == 0
-    ask(url, MODEL_NAME, "Say hello.")
-    loaded = ask(url, MODEL_NAME, PROMPT)
+    (url,) = urls(pool)
+    assert chunks(url, "loaded", "disk") == 0
+    greet(url)
+    loaded = answer(url, 0)
     assert loaded.text == computed.text
-    assert chunks(url, "loaded") >= whole * 0.75
+    assert chunks(url, "loaded", "disk") >= whole * 0.75
     assert loaded.cached_tokens >= whole * BLOCK_TOKENS * 0.75
     assert pool.kubectl("get", "pvc", CLAIM, "-o", "jsonpath={.metadata.uid}") == claim
     print(f"computed in {computed.ttft_s:.2f} s, loaded from disk in {loaded.ttft_s:.2f} s")

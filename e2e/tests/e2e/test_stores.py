@@ -165,25 +165,43 @@ def test_the_operator_asks_lmcache_server_for_its_health(stage: Stage, lmcache: 
 # ---- Mooncake
 
 
+BLOCKS = [f"block-{number}" for number in range(16)]
+"""So many that each of three stores has some."""
+
+
+def last_store_leaves(pool: Pool, left: int) -> None:
+    """It is scaled away and moves its blocks to the others first: all of them can be read meanwhile and after that."""
+    leaving = f"{pool.name}-store-{left}"
+    pool.hold(f"statefulset/{pool.name}-store", left)
+    wait_until(f"{leaving} is told to end", lambda: leaving not in pool.pods("store"), 30, poll_s=0.2)
+    while pool.exists(leaving):
+        assert pool.client("get", *BLOCKS) == [HIT] * len(BLOCKS)
+    degraded = pool.wait("BackendAvailable", "StoreDegraded", 20)
+    assert degraded["message"] == (
+        f"Mooncake answers, but StatefulSet {pool.name}-store has {left} of {left + 1} Pods ready"
+    )
+    assert pool.client("get", *BLOCKS) == [HIT] * len(BLOCKS)
+    pool.release()
+    pool.ready()
+
+
 @pytest.mark.slow
 def test_mooncake_with_one_master(stage: Stage) -> None:
-    """A lost store takes its own blocks along, a lost master all."""
+    """A store that leaves moves its blocks, a lost one takes its own along, a lost master all."""
     stage.images("mooncake")
     pool = stage.pool("mooncake")
     pool.ready()
-    names = [f"block-{number}" for number in range(16)]
-    blocks_are_shared(pool, *names)
-    pool.hold("statefulset/mooncake-store", 1)
-    degraded = pool.wait("BackendAvailable", "StoreDegraded", 20)
-    assert degraded["message"] == "Mooncake answers, but StatefulSet mooncake-store has 1 of 2 Pods ready"
-    wait_until("the lost store is forgotten", lambda: set(pool.client("get", *names)) <= {HIT, MISS}, 60, poll_s=0.5)
-    assert HIT in pool.client("get", *names)
-    pool.release()
+    blocks_are_shared(pool, *BLOCKS)
+    last_store_leaves(pool, 1)
+    blocks_are_shared(pool, *(again := [f"again-{number}" for number in range(16)]))
+    pool.kill("mooncake-store-1")
+    wait_until("the lost store is forgotten", lambda: set(pool.client("get", *again)) <= {HIT, MISS}, 60, poll_s=0.5)
+    assert set(pool.client("get", *again)) == {HIT, MISS}
     pool.ready()
     blocks_are_shared(pool, "after-the-store")
     pool.replace("master")
     pool.ready()
-    assert set(pool.client("get", *names)) == {MISS}
+    assert set(pool.client("get", *BLOCKS)) == {MISS}
     blocks_are_shared(pool, "after-the-master")
     pool.delete()
 
@@ -196,7 +214,8 @@ def test_mooncake_with_three_masters_and_three_members_of_etcd(stage: Stage, fol
     pool = stage.pool("mooncake-ha")
     pool.ready()
     assert [len(pool.pods(component)) for component in ("master", "store", "etcd")] == [3, 3, 3]
-    blocks_are_shared(pool, "a", "b")
+    blocks_are_shared(pool, "a", "b", *BLOCKS)
+    last_store_leaves(pool, 2)
 
     leader = next(name for name, pod in pool.pods("master").items() if role_of_master(pod) == "leader")
     pool.kill(leader)

@@ -1,0 +1,108 @@
+"""One object, and ``spec.backend`` is all that changes between stores: the quickstart's pool on a real node, with two real
+vLLMs in Pods that share each store, which is then lost and comes back.
+
+Redis is the quickstart's own store (`test_quickstart`), Valkey differs from it in its server only. The stores' own faults, with
+engines that are stand-ins: `test_stores`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.demo.install import QUICKSTART
+from e2e.demo.stage import BLOCK_TOKENS
+from e2e.demo.steps import stopwatch
+from e2e.stores.engines import answer, chunks, greet, urls, whole_blocks
+from e2e.stores.stage import Pool, Stage
+from testkit.http_client import Answer
+from testkit.servers import wait_until
+
+pytestmark = [
+    pytest.mark.slow,  # two starts of vLLM for each store
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a node needs root"),
+]
+
+ENGINES_S = 600
+BACKENDS: dict[str, dict[str, Any]] = {
+    "sentinel": {"type": "Valkey", "mode": "Sentinel", "memory": "512Mi"},
+    "lmcache": {"type": "LMCacheServer", "memory": "2Gi"},
+    "mooncake": {"type": "Mooncake", "memory": "1Gi", "mooncake": {"replicas": 2}},
+    "mooncake with etcd": {
+        "type": "Mooncake",
+        "memory": "1Gi",
+        "mooncake": {"metadata": "Etcd"},
+        "etcd": {"replicas": 1},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    stage = Stage(stopwatch(), real_engines=True)
+    try:
+        stage.images("mooncake", "etcd", "lmcache")
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.fixture(params=BACKENDS)
+def pool(stage: Stage, request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """The quickstart's object with another store."""
+    manifest = yaml.safe_load(QUICKSTART.read_text())
+    manifest["spec"]["backend"] = BACKENDS[request.param]
+    with tempfile.TemporaryDirectory(prefix="kvpool-engines-") as folder:
+        if "etcd" in request.param:
+            stage.volumes(Path(folder), "2Gi", "data-quickstart-etcd-0")
+        pool = stage.apply(manifest)
+        pool.ready(ENGINES_S)
+        yield pool
+        pool.delete()
+
+
+def is_written(url: str, number: int, wait_s: float) -> Answer | None:
+    """The engine's answer, if the most of its prompt was stored."""
+    before = chunks(url, "written", "remote")
+    computed = answer(url, number)
+    enough = before + 0.75 * whole_blocks(computed)
+    try:
+        wait_until("the prompt is in the store", lambda: chunks(url, "written", "remote") >= enough, wait_s, poll_s=0.5)
+    except TimeoutError:
+        return None
+    return computed
+
+
+def is_loaded(url: str, number: int, computed: Answer) -> None:
+    """By the other engine, which says the same."""
+    loaded = answer(url, number)
+    assert loaded.text == computed.text
+    assert loaded.cached_tokens >= 0.75 * whole_blocks(computed) * BLOCK_TOKENS
+    print(f"computed in {computed.ttft_s:.2f} s, loaded by the other engine in {loaded.ttft_s:.2f} s")
+
+
+def test_two_engines_share_the_store_and_answer_without_it(pool: Pool) -> None:
+    one, other = urls(pool)
+    greet(one)
+    greet(other)
+    computed = is_written(one, 0, 60)
+    assert computed is not None
+    is_loaded(other, 0, computed)
+
+    for pod in pool.pods("store"):
+        pool.kill(pod)
+    assert answer(one, 1).text == answer(other, 1).text
+
+    pool.ready()
+    for number in range(2, 10):  # the breaker looks again from time to time
+        if (computed := is_written(one, number, 10)) is not None:
+            break
+    assert computed is not None, "the engine does not write to the store that is back"
+    is_loaded(other, number, computed)
