@@ -18,7 +18,7 @@ from kvpool_connector.config import ConfigError, MooncakeRemote
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.factory import make_store
 from kvpool_connector.stores.mooncake import MooncakeStore
-from kvpool_connector.stores.staged import STAGING_BYTES
+from kvpool_connector.stores.staging import HALF_BYTES
 from testkit.mooncake import OVERLAY, MooncakePool, make_importable
 from testkit.servers import wait_until
 
@@ -61,7 +61,7 @@ def test_a_full_pool(connect: Connect) -> None:
 def test_a_value_larger_than_staging_memory(server: MooncakePool, connect: Connect) -> None:
     """Staging memory grows; small values before and after it in the same batch."""
     store = connect(server)
-    values = {b"before": b"1", b"larger": noise(1, STAGING_BYTES + 5), b"after": b"22"}
+    values = {b"before": b"1", b"larger": noise(1, HALF_BYTES + 5), b"after": b"22"}
     assert put(store, values) == [HIT] * 3
     assert get(store, list(values), [len(v) for v in values.values()]) == ([HIT] * 3, list(values.values()))
     store.delete(list(values), soon())

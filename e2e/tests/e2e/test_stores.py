@@ -84,9 +84,18 @@ def follows(pool: Pool, pod: str, other: str) -> bool:
     return role[0] == "slave" and role[1].partition(".")[0] == other and role[3] == "connected"
 
 
+@pytest.fixture(scope="module", params=["Valkey", pytest.param("Redis", marks=pytest.mark.slow)])
+def server(request: pytest.FixtureRequest) -> str:
+    """``spec.backend.type`` of the group."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def group(stage: Stage) -> Iterator[Pool]:
-    pool = stage.pool("sentinel")
+def group(stage: Stage, server: str) -> Iterator[Pool]:
+    def of_servers(manifest: dict[str, Any]) -> None:
+        manifest["spec"]["backend"]["type"] = server
+
+    pool = stage.pool("sentinel", of_servers)
     pool.ready()
     yield pool
     pool.delete()
@@ -104,7 +113,7 @@ def test_a_group_with_sentinels_knows_its_members_by_name(group: Pool) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "crashed"])
-def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Pool, how: str) -> None:
+def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Pool, server: str, how: str) -> None:
     """Deleted: its preStop hook hands over. Crashed: the sentinels have to notice."""
     blocks_are_shared(group, how)
     lost = primary(group)
@@ -114,7 +123,7 @@ def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Pool, how
     degraded = group.wait("BackendAvailable", "StoreDegraded", 30)
     assert (degraded["status"], degraded["message"]) == (
         "True",
-        "Valkey answers, but StatefulSet sentinel-store has 2 of 3 Pods ready",
+        f"{server} answers, but StatefulSet sentinel-store has 2 of 3 Pods ready",
     )
     wait_until("another primary", lambda: primary(group) not in ("", lost), 60, poll_s=0.5)
     assert group.client("get", how, engine=1) == [HIT]

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from kvpool_connector import threads
 
@@ -18,8 +18,38 @@ class Busy(TimeoutError):
     """A call that was given up has not returned yet."""
 
 
+class Call(Generic[T]):
+    """One that runs, or has returned."""
+
+    def __init__(self, function: Callable[[], T], ended: threading.Event) -> None:
+        self._function, self._ended = function, ended
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
+
+    def run(self) -> None:
+        """On the thread for calls."""
+        try:
+            self._results.append(self._function())
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._ended.set()
+
+    def result(self, deadline: float) -> T:
+        """The function's, or what it raised. Asked for before the next call begins.
+
+        Raises:
+            TimeoutError: no result by the deadline. The function may still run.
+        """
+        if not self._ended.wait(max(deadline - time.monotonic(), 0)):
+            raise TimeoutError
+        if self._errors:
+            raise self._errors[0]
+        return self._results[0]
+
+
 class Caller:
-    """One call at a time. `call`, `busy` and `close` belong to one thread; the calls run on another one."""
+    """One call at a time. All methods belong to one thread; the calls run on another one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -29,39 +59,24 @@ class Caller:
 
     @property
     def busy(self) -> bool:
-        """A call that was given up still runs, and may use all that it was given."""
+        """A call runs, perhaps one that was given up, and may use all that it was given."""
         return not self._idle.is_set()
 
-    def call(self, function: Callable[[], T], deadline: float) -> T:
-        """The function's result, or what it raised.
+    def begin(self, function: Callable[[], T]) -> Call[T]:
+        """Start a call.
 
         Raises:
             Busy: an earlier call was given up and still runs.
-            TimeoutError: no result by the deadline. The function may still run.
         """
         if self.busy:
             raise Busy
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def task() -> None:
-            try:
-                results.append(function())
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                self._idle.set()
-
         if self._tasks is None:
             self._tasks = queue.SimpleQueue()
             threads.start(self._name, functools.partial(_serve, self._tasks))
         self._idle.clear()
-        self._tasks.put(task)
-        if not self._idle.wait(max(deadline - time.monotonic(), 0)):
-            raise TimeoutError
-        if errors:
-            raise errors[0]
-        return results[0]
+        call = Call(function, self._idle)
+        self._tasks.put(call.run)
+        return call
 
     def close(self) -> None:
         """End the thread once its call has returned. A later call starts a new one, but not before."""

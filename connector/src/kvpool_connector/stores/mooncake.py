@@ -1,8 +1,6 @@
 """Mooncake, through its own client: whole batches in one call.
 
-With a stopped master or store node, calls were seen to last longer than 40 s: `StagedStore` gives them up. The copy through
-staging memory is small beside what Mooncake moves over TCP, 1 to 3 GB/s.
-
+With a stopped master or store node, calls were seen to last longer than 40 s: `StagedStore` gives them up.
 Mooncake's client reconnects by itself, so whether the pool lost its content is seen by a marker: a key of this store's own,
 asked for with every question. Asking for a key keeps it from being evicted for ten seconds, and the presence thread asks
 every two.
@@ -18,7 +16,8 @@ from kvpool_connector.config import MooncakeRemote
 from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.mooncake_client import join, load, replicas
-from kvpool_connector.stores.staged import StagedStore, Staging, name_of
+from kvpool_connector.stores.staged import StagedStore
+from kvpool_connector.stores.staging import Staging, name_of
 
 _NO_SPACE, _INVALID, _NOT_READY, _ABSENT, _IN_USE, _NO_MASTER = -200, -600, -703, -704, -706, -900
 """Codes of ``mooncake-store/include/types.h``. A buffer shorter than the value is _INVALID, and so is an empty value. Other
@@ -53,7 +52,10 @@ class MooncakeStore(StagedStore):
     def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """Also where somebody has just asked for it, which otherwise keeps a key."""
         return self._batch(
-            len(keys), lambda native: native.batch_remove(list(map(name_of, keys)), True), self._change, deadline
+            len(keys),
+            lambda native: native.batch_remove(list(map(name_of, keys)), True),
+            lambda _, code: self._change(code),
+            deadline,
         )
 
     def ping(self, deadline: float) -> Outcome:
@@ -96,7 +98,7 @@ class MooncakeStore(StagedStore):
         return Outcome.MISS if code in (_ABSENT, _NOT_READY) else Outcome.FAILED
 
     @staticmethod
-    def _change(number: int, code: int) -> Outcome:  # noqa: ARG004 - as a verdict has it
+    def _change(code: int, size: int = 0) -> Outcome:  # noqa: ARG004 - a removal has none
         return {0: Outcome.HIT, _ABSENT: Outcome.MISS}.get(code, Outcome.FAILED)
 
     def _present(self, native: Any, names: list[str]) -> tuple[list[int], int]:

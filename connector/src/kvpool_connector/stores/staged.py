@@ -1,30 +1,25 @@
 """What stores share that are reached through a package's own client, whose calls may block without a limit.
 
 Each store makes its calls on a thread of its own and gives one up at the deadline. Such a call may still read and write its
-buffers, which is why they are never the caller's: values pass through staging memory of the store, with one copy (17 GB/s on
-one core). Until it has returned, every other call ends at once with TIMEOUT.
+buffers, which is why they are never the caller's: values pass through staging memory of the store, with one copy, which is
+made while another call runs. Until it has returned, every other call ends at once with TIMEOUT.
 """
 
 from __future__ import annotations
 
 import abc
-import ctypes
-import mmap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.breaker import Breaker
-from kvpool_connector.stores.caller import Busy, Caller
+from kvpool_connector.stores.caller import Call, Caller
+from kvpool_connector.stores.staging import HALF_BYTES, Staging, Turn
 
 logger = get_logger(__name__)
 
-STAGING_BYTES = 32 << 20
-"""Staging memory, and so bytes of one call. A larger value makes it grow."""
-MOST_KEYS = 128
-"""Of one call. Over TCP, Mooncake makes a connection for each value, and some thousand are more than a process may have."""
 _CLOSE_S = 2.0
 
 
@@ -43,7 +38,7 @@ class StagedStore(abc.ABC):
         self._where, self._breaker = where, breaker
         self._caller = Caller("store")
         self._native: Any = None
-        self._staging = Staging(STAGING_BYTES)
+        self._staging = Staging(HALF_BYTES)
         self._registered = 0  # address of the staging memory that the client knows
         self._generation = 0
 
@@ -79,8 +74,8 @@ class StagedStore(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def _change(number: int, code: int) -> Outcome:
-        """What a code of `_write` means."""
+    def _change(code: int, size: int = 0) -> Outcome:
+        """What a code of `_write` or of a removal means."""
 
     @property
     def generation(self) -> int:
@@ -88,37 +83,25 @@ class StagedStore(abc.ABC):
         return self._generation
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
-        """Through staging memory, as many keys in one call as fit it."""
-        outcomes: list[Outcome] = []
-        for turn in _turns([len(buffer) for buffer in buffers]):
-            names, sizes, places = self._room(keys[turn], buffers[turn])
-            got = self._batch(
-                len(names),
-                lambda native, names=names, places=places, sizes=sizes: self._read(native, names, places, sizes),  # type: ignore[misc]
-                lambda i, code, sizes=sizes: self._reading(code, sizes[i]),  # type: ignore[misc]
-                deadline,
-            )
-            for buffer, place, outcome in zip(buffers[turn], self._staging.views(sizes), got, strict=True):
+        """Through staging memory."""
+
+        def settle(turn: Turn, outcomes: Sequence[Outcome]) -> None:
+            for buffer, place, outcome in zip(buffers[turn.part], turn.views, outcomes, strict=True):
                 if outcome is Outcome.HIT:
                     buffer[:] = place
-            outcomes += got
-        return outcomes
+
+        sizes = [len(buffer) for buffer in buffers]
+        return self._in_turns(keys, sizes, self._read, self._reading, deadline, lambda turn: None, settle)
 
     def put_from(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """Through staging memory. A key that is there keeps its value: HIT, though nothing is written."""
-        outcomes: list[Outcome] = []
-        for turn in _turns([len(buffer) for buffer in buffers]):
-            names, sizes, places = self._room(keys[turn], buffers[turn])
-            if not self._caller.busy:  # else what was given up may still send from there
-                for buffer, place in zip(buffers[turn], self._staging.views(sizes), strict=True):
-                    place[:] = buffer
-            outcomes += self._batch(
-                len(names),
-                lambda native, names=names, places=places, sizes=sizes: self._write(native, names, places, sizes),  # type: ignore[misc]
-                self._change,
-                deadline,
-            )
-        return outcomes
+
+        def prepare(turn: Turn) -> None:
+            for buffer, place in zip(buffers[turn.part], turn.views, strict=True):
+                place[:] = buffer
+
+        sizes = [len(buffer) for buffer in buffers]
+        return self._in_turns(keys, sizes, self._write, self._change, deadline, prepare, lambda turn, outcomes: None)
 
     def close(self) -> None:
         """Disconnect. Where a call hangs, it is left to end with the process."""
@@ -129,10 +112,61 @@ class StagedStore(abc.ABC):
                 self._leave(native)
 
         try:
-            self._caller.call(leave, time.monotonic() + _CLOSE_S)
+            self._caller.begin(leave).result(time.monotonic() + _CLOSE_S)
         except TimeoutError:
             logger.warning("%s: a call hangs; its client is left as it is", self._where)
         self._caller.close()
+
+    def _in_turns(
+        self,
+        keys: Sequence[bytes],
+        sizes: Sequence[int],
+        move: Callable[[Any, list[str], list[int], list[int]], Sequence[int]],
+        verdict: Callable[[int, int], Outcome],
+        deadline: float,
+        prepare: Callable[[Turn], None],
+        settle: Callable[[Turn, Sequence[Outcome]], None],
+    ) -> list[Outcome]:
+        """One outcome per key, whatever happens; what is left after a fault shares one outcome.
+
+        Args:
+            move: makes the call of a turn: `_read` or `_write`.
+            verdict: the outcome of a key by its code and size.
+            prepare: fills a turn's part of staging memory. While the call of the turn before runs, if there is one.
+            settle: takes a turn's values from there, by its outcomes. While the call of the next turn runs, if there is one.
+        """
+
+        def of_turn(turn: Turn) -> Callable[[Any], Sequence[int]]:
+            return lambda native: move(native, turn.names, turn.places, turn.sizes)
+
+        def judge(turn: Turn) -> Callable[[int, int], Outcome]:
+            return lambda number, code: verdict(code, turn.sizes[number])
+
+        if (refused := self._refused(len(keys), deadline)) is not None:
+            return refused
+        if not self._staging.fits(sizes):
+            self._staging = Staging(max(sizes))
+        turns = self._staging.turns(keys, sizes)
+        outcomes: list[Outcome] = []
+        ended: tuple[Turn, list[Outcome]] | None = None
+        prepare(turns[0])
+        for following, turn in enumerate(turns, 1):
+            if time.monotonic() >= deadline:  # the caller asked for more than there was time for
+                outcomes.append(Outcome.TIMEOUT)
+                break
+            call = self._begin(of_turn(turn))
+            if ended is not None:
+                settle(*ended)
+            if following < len(turns):
+                prepare(turns[following])
+            got, well = self._end(call, len(turn.names), judge(turn), deadline)
+            ended = turn, got
+            outcomes += got
+            if not well:
+                break
+        if ended is not None:
+            settle(*ended)
+        return outcomes + outcomes[-1:] * (len(keys) - len(outcomes))
 
     def _batch(
         self,
@@ -147,43 +181,54 @@ class StagedStore(abc.ABC):
             call: makes one call of the client, on the thread for calls; returns a code per key.
             verdict: the outcome of a key by its number and code.
         """
+        if (refused := self._refused(count, deadline)) is not None:
+            return refused
+        return self._end(self._begin(call), count, verdict, deadline)[0]
+
+    def _refused(self, count: int, deadline: float) -> list[Outcome] | None:
+        """What is said of the keys of a batch without a call. None: a call may begin."""
         if not count:
             return []
         if time.monotonic() >= deadline:  # the caller was late, not the store
             return [Outcome.TIMEOUT] * count
         if not self._breaker.allow():
             return [Outcome.FAILED] * count
+        if self._caller.busy:
+            self._fault("an earlier call has not returned")
+            return [Outcome.TIMEOUT] * count
+        return None
 
+    def _begin(self, call: Callable[[Any], Sequence[int]]) -> Call[Sequence[int]]:
         def attempt() -> Sequence[int]:
             native = self._joined()
             codes = call(native)
             return call(native) if set(codes) == {self._stale} else codes
 
+        return self._caller.begin(attempt)
+
+    def _end(
+        self, call: Call[Sequence[int]], count: int, verdict: Callable[[int, int], Outcome], deadline: float
+    ) -> tuple[list[Outcome], bool]:
+        """Outcomes of its keys, and whether the store works."""
         try:
-            codes = self._caller.call(attempt, deadline)
-        except TimeoutError as fault:
-            self._fault("an earlier call has not returned" if isinstance(fault, Busy) else "no answer in time")
-            return [Outcome.TIMEOUT] * count
+            codes = call.result(deadline)
+        except TimeoutError:
+            self._fault("no answer in time")
+            return [Outcome.TIMEOUT] * count, False
         except (OSError, RuntimeError) as fault:  # of ours; of the binding
             self._fault(str(fault))
-            return [Outcome.FAILED] * count
+            return [Outcome.FAILED] * count, False
         outcomes = [verdict(number, code) for number, code in enumerate(codes)]
         if all(o is Outcome.FAILED and code not in self._answers for o, code in zip(outcomes, codes, strict=True)):
             self._fault(f"its client says {codes[0]}")
-        elif self._breaker.succeeded():
+            return outcomes, False
+        if self._breaker.succeeded():
             logger.warning("%s answers again", self._where)
-        return outcomes
+        return outcomes, True
 
     def _fault(self, what: str) -> None:
         if self._breaker.failed():
             logger.warning("%s: %s; blocks are computed until it answers", self._where, what)
-
-    def _room(self, keys: Sequence[bytes], buffers: Sequence[memoryview]) -> tuple[list[str], list[int], list[int]]:
-        """Names, sizes, and addresses in staging memory, which grows if nobody uses it."""
-        sizes = [len(buffer) for buffer in buffers]
-        if not self._caller.busy and sum(sizes) > self._staging.size:
-            self._staging = Staging(sum(sizes))
-        return [name_of(key) for key in keys], sizes, self._staging.places(sizes)
 
     def _joined(self) -> Any:
         if self._native is None:
@@ -194,45 +239,3 @@ class StagedStore(abc.ABC):
                 raise OSError(f"memory cannot be registered (code {code})")
             self._registered = self._staging.address
         return self._native
-
-
-class Staging:
-    """Memory that calls read and write, page-aligned."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._map = mmap.mmap(-1, size)
-        self._view = memoryview(self._map)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-
-    def places(self, sizes: Sequence[int]) -> list[int]:
-        """Addresses of values of these sizes, one behind the other."""
-        return [self.address + start for start, _ in _ranges(sizes)]
-
-    def views(self, sizes: Sequence[int]) -> list[memoryview]:
-        """The memory at `places`. For sizes beyond it, where a call that hangs kept it from growing, shorter ones."""
-        return [self._view[start:end] for start, end in _ranges(sizes)]
-
-
-def name_of(key: bytes) -> str:
-    """These clients' keys are text. A part's name is ASCII and stays as it is; any other byte is one character too."""
-    return key.decode("latin-1")
-
-
-def _ranges(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    end = 0
-    for size in sizes:
-        yield end, end + size
-        end += size
-
-
-def _turns(sizes: Sequence[int]) -> Iterator[slice]:
-    """Neighbours that fit one call and staging memory; a larger value has a turn of its own."""
-    start = total = 0
-    for position, size in enumerate(sizes):
-        if position - start == MOST_KEYS or (position > start and total + size > STAGING_BYTES):
-            yield slice(start, position)
-            start, total = position, 0
-        total += size
-    if start < len(sizes):
-        yield slice(start, len(sizes))
