@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from connector.tests.unit.pools import Make, Rig, closing
+from testkit import properties
+
+properties.use()
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ OPERATIONS = st.one_of(
 
 @pytest.mark.parametrize("rewrites", ["seldom", "always"])
 @given(st.lists(OPERATIONS, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_history_is_found_as_a_dict_has_it(rewrites: str, operations: list[tuple[Any, ...]]) -> None:
     """With ends, starts and half-written records in between; the model is a plain dict in order of storing."""
     model: dict[bytes, int] = {}

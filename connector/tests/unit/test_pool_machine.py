@@ -386,7 +386,6 @@ TestPool = PoolMachine.TestCase
 TestPool.settings = settings(
     max_examples=300,
     stateful_step_count=100,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[
         Phase.reuse,

@@ -239,7 +239,6 @@ class IndexMachine(RuleBasedStateMachine):
 IndexMachine.TestCase.settings = settings(
     max_examples=200,
     stateful_step_count=50,  # 10 000 calls
-    deadline=None,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )

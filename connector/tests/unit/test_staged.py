@@ -178,7 +178,7 @@ def test_a_call_that_is_given_up_writes_to_no_buffer_of_ours(store: Store) -> No
     begin = time.monotonic()
     assert set(store.get_into(keys, later, soon())) <= {TIMEOUT, FAILED}
     assert set(store.put_from(keys, rows, soon())) <= {TIMEOUT, FAILED}
-    assert time.monotonic() - begin < 0.1
+    assert time.monotonic() - begin < 0.5
     go.set()
     wait_until("it is used again", lambda: store.get_into(keys, later, soon()) == [HIT] * 6)
     assert later == rows

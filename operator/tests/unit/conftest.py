@@ -10,6 +10,9 @@ import yaml
 
 from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.desired import Material, Pool
+from testkit import properties
+
+properties.use()
 
 MakePool = Callable[..., Pool]
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvpool_connector.config import parse
@@ -156,7 +155,6 @@ def hash_of(pool: Pool) -> dict[str, str]:
     return template_annotations(desired(pool), "demo-engine")
 
 
-@hypothesis_settings(deadline=None)  # the first example reads the templates
 @given(
     st.fixed_dictionaries(
         {"backend": st.fixed_dictionaries({"type": st.sampled_from(["Redis", "Valkey"])})},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvpool_operator.api import ConflictPolicy
@@ -305,7 +305,6 @@ _documents = st.builds(
 )
 
 
-@settings(deadline=None)  # a busy machine is no fault of the text
 @given(_documents, st.sampled_from(ConflictPolicy))
 def test_the_result_needs_no_change_whatever_the_policy(text: str, policy: ConflictPolicy) -> None:
     try:
@@ -316,7 +315,6 @@ def test_the_result_needs_no_change_whatever_the_policy(text: str, policy: Confl
     assert with_connector(once, policy)[0] == once
 
 
-@settings(deadline=None)
 @given(_documents)
 def test_the_result_needs_no_change_and_nothing_else_changed(text: str) -> None:
     try:
