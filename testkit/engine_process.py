@@ -59,7 +59,12 @@ class EngineProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns at once; see :meth:`serving`."""
+        """Returns at once; see :meth:`serving`.
+
+        A process group and not a session of its own: Linux schedules sessions as groups (sched(7), autogroup), and 6.18 was
+        seen to run nothing of one engine's worker for ten seconds while that of another one, pinned to the same core, waited
+        in vLLM's loop of ``sched_yield``. Within one session that loop lets everybody run.
+        """
         command = [
             str(self._python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port),
             "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
@@ -72,7 +77,7 @@ class EngineProcess:
             extra |= {"PYTHONPATH": path, "KVPOOL_CONFIG_FILE": str(self._config)}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, process_group=0,
                 env={**os.environ, **environment(), **extra, **self._variables},
             )  # fmt: skip
 

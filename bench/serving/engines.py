@@ -56,7 +56,7 @@ class LmcacheServer:
         ]  # fmt: skip
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | environment()
+                command, stdout=log, stderr=subprocess.STDOUT, process_group=0, env=os.environ | environment()
             )
         wait_until(f"LMCache's server answers ({self._log})", self._answers, 120, poll_s=0.2)
         return self

@@ -2,8 +2,11 @@
 
 vLLM's CPU worker pins its main thread to one core before it loads a connector, and waits for work there in a loop of
 ``sched_yield`` (``SpinCondition`` in ``vllm/distributed/device_communicators/shm_broadcast.py``). A thread that it starts
-inherits that core, and Linux was seen to let such threads wait for ten seconds and more, ready to run, while the loop yielded
-to nobody: a store's reply lay in its socket until the write's deadline had passed.
+inherits that core. Where a second engine's worker is pinned to the same core and waits in the same loop, Linux 6.18 was seen
+to run nothing else there for ten seconds that is not of that engine's scheduling group (its session or cgroup): a store's
+reply lay in its socket until the write's deadline had passed. On other cores our threads go on, as long as the worker's main
+thread does not happen to hold the interpreter's lock while it waits for its core; against that, CPU engines need cores of
+their own (docs/compatibility.md).
 """
 
 from __future__ import annotations
