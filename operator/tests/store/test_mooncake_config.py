@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from e2e.cluster.local import machine
+from e2e.cluster.progress import Progress
 from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.desired import Manifest, Material, Pool, desired
 from kvpool_operator.desired.stores import etcd, mooncake
@@ -47,14 +49,6 @@ for verb, key, value in script:
 print("RESULT " + json.dumps(found))
 store.close()
 """
-
-
-def etcd_program() -> str:
-    """The binary of the cluster's own etcd."""
-    found = sorted(CACHE.glob("etcd-*/usr/bin/etcd"))
-    if not found:
-        pytest.skip("etcd is missing: python3 -m e2e.cluster up --mode control")
-    return str(found[-1])
 
 
 class Store:
@@ -121,7 +115,9 @@ class Store:
                 etcd.DATA_DIRECTORY: str(self.work / f"data-{number}"),
             }  # fmt: skip
             flags = [localized(flag, own, self.ports) for flag in container["args"]]
-            self.pods[host] = PodProcess(host, [etcd_program(), *flags], self.work / host / "tmp", {})
+            self.pods[host] = PodProcess(
+                host, [str(machine.etcd(CACHE, Progress())), *flags], self.work / host / "tmp", {}
+            )
 
     def start(self, *hosts: str) -> None:
         for host in hosts:
