@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +207,34 @@ def test_a_primary_that_restarts_at_once_does_not_empty_its_replicas(group: Grou
         assert store.execute_command("WAIT", 2, 5000) == 2
     group.pods[lost].kill()
     group.pods[lost].start()
+    assert group.settle("whole again") != lost
+    with group.primary() as store:
+        assert store.get("kept") == b"block"
+
+
+@pytest.mark.timeout(150)
+def test_a_primary_that_restarts_waits_for_a_second_attempt_to_replace_it(group: Group) -> None:
+    """The first one fails, here because no replica answers; a vote without a majority costs the same."""
+    lost = group.settle("whole")
+    with group.primary() as store:
+        store.set("kept", b"block")
+        assert store.execute_command("WAIT", 2, 5000) == 2
+    replicas = [group.pods[host].pid for host in group.hosts if host != lost]
+
+    def given_up() -> int:
+        return sum(group.pods[host].log.count("-failover-abort-no-good-slave") for host in group.sentinel_hosts)
+
+    before = given_up()
+    for process in replicas:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        time.sleep(3)  # the sentinels notice
+        group.pods[lost].kill()
+        group.pods[lost].start()
+        wait_until("an attempt is given up", lambda: given_up() > before, 30, 0.2)
+    finally:
+        for process in replicas:
+            os.kill(process, signal.SIGCONT)
     assert group.settle("whole again") != lost
     with group.primary() as store:
         assert store.get("kept") == b"block"

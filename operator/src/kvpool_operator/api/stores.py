@@ -19,7 +19,10 @@ class Sentinel(ApiModel):
         5, ge=1, le=600, description="A primary that answers nobody for so long is replaced."
     )
     failover_timeout_seconds: int = Field(
-        30, ge=5, le=3600, description="After this an attempt to replace it is given up and begins again."
+        10,
+        ge=5,
+        le=3600,
+        description="After this an attempt to replace it is given up, and after this again the next one begins.",
     )
 
 

@@ -76,7 +76,9 @@ def files(pool: Pool, backend: Backend) -> dict[str, str]:
         "quorum": QUORUM,
         "down_after_ms": settings.down_after_seconds * 1000,
         "failover_timeout_ms": settings.failover_timeout_seconds * 1000,
-        "patience_seconds": 2 * settings.down_after_seconds + 20,
+        # Until a second attempt has ended: the first one may find no majority (redis/src/sentinel.c,
+        # sentinelStartFailoverIfNeeded: the next begins twice the time-out later).
+        "patience_seconds": 2 * (settings.down_after_seconds + settings.failover_timeout_seconds) + 10,
     }
     members = names.service_host(pool, names.members(pool))
     sentinels = names.service_host(pool, names.sentinel(pool))
