@@ -24,7 +24,9 @@ from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
+from kvpool_connector.vllm.handover import Awaited, Role
 from kvpool_connector.vllm.manager import KVPoolManager, fast_lookup
+from kvpool_connector.vllm.request_log import RequestLog
 
 KEYS = 8000
 WAITING, KEYS_OF_ONE = 200, 100
@@ -51,7 +53,8 @@ def manager(slots: int, presence: Silent | None = None) -> KVPoolManager:
     lower = Lower(presence=cast(Presence, presence) if presence else None)
     pool = Pool(SlotIndex(slots, make_policy("lru")), 1, lower, Admission(1 << 20, 16), Events(enabled=False))
     made = KVPoolManager.__new__(KVPoolManager)
-    made._identity, made.pool = "0" * 32, pool
+    made._identity, made.pool, made.role = "0" * 32, pool, Role.BOTH
+    made.log, made._awaited = RequestLog(16, 1), Awaited(0.0)
     made.lookup = fast_lookup(pool)  # type: ignore[method-assign, assignment]
     return made
 
@@ -68,17 +71,17 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def long_prompt() -> dict[str, list[float]]:
-    """Every call that a fully cached prompt of 8000 keys makes."""
-    subject, end = manager(2 * KEYS), ScheduleEndContext([], [])
-    keys = keys_of(0, KEYS)
+def long_prompt(count: int, rounds: int) -> dict[str, list[float]]:
+    """Every call that a fully cached prompt of so many keys makes."""
+    subject, end = manager(2 * count), ScheduleEndContext([], [])
+    keys = keys_of(0, count)
     stored = subject.prepare_store(keys, ReqContext("writer"))
     if stored is None:
         raise RuntimeError("nothing was stored")
     subject.complete_store(set(stored.keys_to_store), ReqContext("writer"))
     loop = SimpleNamespace(manager=subject, _events_tracker=SimpleNamespace(record_lookup=lambda *_: None))
     times: dict[str, list[float]] = {"lookup, load and store": [], "vLLM's lookup loop with ours inside": []}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         context = ReqContext(f"r{number}")
         total = timed(lambda: [subject.lookup(key, context) for key in keys])  # noqa: B023 - called at once
         total += timed(lambda: subject.prepare_load(keys, context))  # noqa: B023
@@ -98,11 +101,11 @@ def long_prompt() -> dict[str, list[float]]:
     return times
 
 
-def waiting_requests() -> list[float]:
-    """One scheduling step that looks at 200 requests which wait for the store's answer."""
+def waiting_requests(count: int, rounds: int) -> list[float]:
+    """One scheduling step that looks at so many requests which wait for the store's answer."""
     subject = manager(1000, Silent())
     loop = SimpleNamespace(manager=subject, _events_tracker=SimpleNamespace(record_lookup=lambda *_: None))
-    requests = [(ReqContext(f"r{number}"), keys_of(number, KEYS_OF_ONE)) for number in range(WAITING)]
+    requests = [(ReqContext(f"r{number}"), keys_of(number, KEYS_OF_ONE)) for number in range(count)]
 
     def step() -> None:
         for context, keys in requests:
@@ -114,7 +117,7 @@ def waiting_requests() -> list[float]:
         subject.on_schedule_end(ScheduleEndContext([], []))
 
     step()  # the first one asks
-    return [timed(step) for _ in range(ROUNDS)]
+    return [timed(step) for _ in range(rounds)]
 
 
 def figure(times: list[float]) -> dict[str, Any]:
@@ -124,8 +127,8 @@ def figure(times: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table, and as the last line the figures."""
-    life = {what: figure(times) for what, times in long_prompt().items()}
-    waiting = figure(waiting_requests())
+    life = {what: figure(times) for what, times in long_prompt(KEYS, ROUNDS).items()}
+    waiting = figure(waiting_requests(WAITING, ROUNDS))
     print(f"{'scheduler thread':<52}{'median':>10}{'quartiles':>18}")
     for what, numbers in [*((f"{KEYS} keys: {what}", n) for what, n in life.items()),
                           (f"a step with {WAITING} waiting requests of {KEYS_OF_ONE} keys", waiting)]:  # fmt: skip

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=3, help="streaming requests per condition")
     options = parser.parse_args()
     say, load = stopwatch(), os.getloadavg()[1]
+    alone = _alone(say)  # first: a mistake in one of them shows at once
     with Stage() as stage:
         say(f"engines start; logs in {stage.folder}")
         stage.start("none", "pool", "lmcache")
@@ -72,7 +73,7 @@ def main() -> int:
             for place, prompt in enumerate([*prompts[first:], *prompts[:first]]):
                 rounds.from_tier(prompt, "fresh", "remote", "" if place else ", first hit")
             stage.end("fresh")
-    return _report(rounds, latency, _alone(say), load)
+    return _report(rounds, latency, alone, load)
 
 
 def _alone(say: Say) -> dict[str, Figure]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext
 
+from bench.engine.lookup import long_prompt, waiting_requests
 from connector.tests.unit.pools import KEYS, Rig, closing
 from kvpool_connector.transfer import Reports
 from kvpool_connector.vllm.manager import fast_lookup
@@ -77,3 +78,9 @@ def test_the_shortcut_survives_a_reset(rig: Rig) -> None:
     rig.stored(B)
     assert look_up(B, REQUEST) is LookupResult.HIT
     assert look_up(A, REQUEST) is not LookupResult.HIT
+
+
+def test_the_benchmark_of_the_scheduler_runs() -> None:
+    """It builds a manager without an engine, and so has to keep up with its constructor."""
+    assert {len(times) for times in long_prompt(64, 2).values()} == {2}
+    assert len(waiting_requests(3, 2)) == 2
