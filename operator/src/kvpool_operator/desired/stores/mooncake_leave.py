@@ -5,7 +5,8 @@ and then they are lost. The master can drain a segment (``POST /api/v1/drain_job
 copies its blocks to others. A drained store is not counted on any more, even before it ends.
 
 Seen with 0.3.13.post1: about 16 blocks a second at most; blocks stay readable meanwhile; a job with nowhere to move to stays
-RUNNING, so the script sees that nothing moves and lets the store end. Only the leader of several masters takes the job.
+RUNNING, so the script sees that nothing moves for 15 s and lets the store end: a block that somebody has just read has a
+lease of up to ten seconds and does not move before that. Only the leader of several masters takes the job.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ segment=$(ask GET /get_all_segments '' | tr -d '\r' | grep -m1 "^$POD_IP:") || e
 order="{\"segments\":[\"$segment\"],\"target_segments\":[],\"max_concurrency\":64}"
 job=$(ask POST /api/v1/drain_jobs "$order" | field job_id)
 still=0
-while [ -n "$job" ] && [ "$still" -lt 5 ]; do
+while [ -n "$job" ] && [ "$still" -lt 30 ]; do
   sleep 0.5
   case $(ask GET "/api/v1/drain_jobs/query?job_id=$job" '') in
     *SUCCEEDED* | *FAILED* | *CANCELED*) exit 0 ;;
