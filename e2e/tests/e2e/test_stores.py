@@ -194,7 +194,7 @@ def last_store_leaves(pool: Pool, left: int) -> None:
 
 @pytest.mark.slow
 def test_mooncake_with_one_master(stage: Stage) -> None:
-    """A store that leaves moves its blocks, a lost one takes its own along, a lost master all."""
+    """A store that leaves moves its blocks, one that is killed is forgotten, a lost master takes all along."""
     stage.images("mooncake")
     pool = stage.pool("mooncake")
     pool.ready()
@@ -215,7 +215,7 @@ def test_mooncake_with_one_master(stage: Stage) -> None:
 
 @pytest.mark.slow
 def test_mooncake_with_three_masters_and_three_members_of_etcd(stage: Stage, folder: Path) -> None:
-    """Any master may go, and what is stored outlives that and the loss of etcd's majority."""
+    """Any master may go, and what is stored, in two copies, outlives that, the loss of etcd's majority, and one store."""
     stage.images("mooncake", "etcd")
     stage.volumes(folder, "4Gi", *(f"data-mooncake-ha-etcd-{number}" for number in range(3)))
     pool = stage.pool("mooncake-ha")

@@ -133,6 +133,17 @@ class Group:
         login = {"username": redis.USERNAME, "password": PASSWORD}
         return Sentinel(endpoints, sentinel_kwargs=login, socket_timeout=2, **login).master_for(sentinel.MASTER_NAME)  # type: ignore[no-any-return,no-untyped-call]
 
+    def keep_block(self) -> None:
+        """Store a block, on all three servers."""
+        with self.primary() as store:
+            store.set("kept", b"block")
+            assert store.execute_command("WAIT", 2, 5000) == 2
+
+    def kept_block(self) -> bool:
+        """Whether it is still there."""
+        with self.primary() as store:
+            return bool(store.get("kept") == b"block")
+
 
 @pytest.fixture(scope="module", params=["Redis", "Valkey"])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
@@ -188,13 +199,10 @@ async def test_the_probe_of_an_external_group_tells_an_unknown_master(group: Gro
 @pytest.mark.timeout(150)
 def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Group) -> None:
     lost = group.settle("whole")
-    with group.primary() as store:
-        store.set("kept", b"block")
-        assert store.execute_command("WAIT", 2, 5000) == 2
+    group.keep_block()
     group.pods[lost].kill()
     wait_until("another primary", lambda: len(group.named()) == 1 and lost not in group.named(), 60, 0.2)
-    with group.primary() as store:
-        assert store.get("kept") == b"block"
+    assert group.kept_block()
     group.pods[lost].start()
     assert group.settle("whole again") != lost
 
@@ -202,23 +210,18 @@ def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Group) ->
 @pytest.mark.timeout(150)
 def test_a_primary_that_restarts_at_once_does_not_empty_its_replicas(group: Group) -> None:
     lost = group.settle("whole")
-    with group.primary() as store:
-        store.set("kept", b"block")
-        assert store.execute_command("WAIT", 2, 5000) == 2
+    group.keep_block()
     group.pods[lost].kill()
     group.pods[lost].start()
     assert group.settle("whole again") != lost
-    with group.primary() as store:
-        assert store.get("kept") == b"block"
+    assert group.kept_block()
 
 
 @pytest.mark.timeout(150)
 def test_a_primary_that_restarts_waits_for_a_second_attempt_to_replace_it(group: Group) -> None:
     """The first one fails, here because no replica answers; a vote without a majority costs the same."""
     lost = group.settle("whole")
-    with group.primary() as store:
-        store.set("kept", b"block")
-        assert store.execute_command("WAIT", 2, 5000) == 2
+    group.keep_block()
     replicas = [group.pods[host].pid for host in group.hosts if host != lost]
 
     def given_up() -> int:
@@ -236,8 +239,7 @@ def test_a_primary_that_restarts_waits_for_a_second_attempt_to_replace_it(group:
         for process in replicas:
             os.kill(process, signal.SIGCONT)
     assert group.settle("whole again") != lost
-    with group.primary() as store:
-        assert store.get("kept") == b"block"
+    assert group.kept_block()
 
 
 @pytest.mark.timeout(150)

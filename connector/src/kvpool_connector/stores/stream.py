@@ -2,8 +2,7 @@
 replacement of a connection that the server closed while it was idle.
 
 A server that must build all replies of a long pipeline at once halves its own speed, so at most about 4 MiB are asked for
-and not yet read; and with one value of 1 MiB at a time it waits for the client a quarter of the time (measured with
-Redis 7.0 and Valkey 9.1: `make bench-stores`).
+and not yet read; with one value of 1 MiB at a time it waits for the client a quarter of the time (docs/figures.md).
 """
 
 from __future__ import annotations
