@@ -96,7 +96,8 @@ def test_two_engines_share_the_store_and_answer_without_it(pool: Pool) -> None:
     assert computed is not None
     is_loaded(other, 0, computed)
 
-    assert (stores := pool.pods("store"))
+    stores = pool.pods("store")
+    assert stores
     for pod in stores:
         pool.kill(pod)
     assert answer(one, 1).text == answer(other, 1).text
