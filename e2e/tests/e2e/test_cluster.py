@@ -16,7 +16,7 @@ import pytest
 
 from e2e.cluster.local import machine, network, teardown
 from e2e.cluster.local.layout import NODE_PORTS, port_is_free
-from e2e.cluster.local.processes import read_record
+from e2e.cluster.local.processes import Identity, is_alive, read_record
 from e2e.cluster.local.provider import LocalProvider
 from e2e.cluster.progress import Progress, wait_for
 from e2e.cluster.provider import Access, ImageSources, image_reference
@@ -62,9 +62,19 @@ class Node:
 
     def pid(self, name: str) -> int:
         """The pid of a server."""
+        return self._identity(name).pid
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL to servers, and wait for their end: a process of many threads is there for a while after the call."""
+        killed = [self._identity(name) for name in names]
+        for identity in killed:
+            os.kill(identity.pid, signal.SIGKILL)
+        wait_for(10, f"the end of {', '.join(names)}", lambda: not any(map(is_alive, killed)))
+
+    def _identity(self, name: str) -> Identity:
         identity = read_record(self.settings.root / "run" / f"{name}.pid")
         assert identity
-        return identity.pid
+        return identity
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +194,7 @@ def test_up_brings_back_what_was_killed_and_pods_go_on(node: Node, redis: str) -
     started = node.kubectl("-n", NAMESPACE, "get", "pods", "-l", "app=redis", "-o", _STARTED)
     kept = {name: node.pid(name) for name in ("etcd", "apiserver")}
     killed = {name: node.pid(name) for name in ("containerd", "kubelet", "proxy")}
-    for pid in killed.values():
-        os.kill(pid, signal.SIGKILL)
+    node.kill(*killed)
     node.up()
     assert {name: node.pid(name) for name in kept} == kept
     assert all(node.pid(name) != pid for name, pid in killed.items())
@@ -214,8 +223,7 @@ def test_down_after_a_crash_leaves_nothing(node: Node, redis: str) -> None:
     socket_path = node.settings.root / "run/containerd/containerd.sock"
     assert teardown.shims(socket_path)
     assert teardown.mounts_below(node.settings.root)
-    for name in ("kubelet", "containerd"):
-        os.kill(node.pid(name), signal.SIGKILL)
+    node.kill("kubelet", "containerd")
     node.provider.down(clean=True)
     wait_for(10, "the end of all shims", lambda: not teardown.shims(socket_path))
     assert not teardown.mounts_below(node.settings.root)
