@@ -1,15 +1,14 @@
-"""Mooncake: our client, which copies through staging memory so that a call can be given up, against its own client with the
-values in registered memory. Batches of 16 values of 1 MiB."""
+"""Mooncake: our client, whose calls run on a thread of their own and can be given up, against its own client. Batches of 16
+values of 1 MiB in memory that both know."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 
 from bench.stores.batch import MIB, all_hit, soon, values
 from bench.stores.pairs import Pair, tell
 from kvpool_connector.config import MooncakeRemote
-from kvpool_connector.stores import Breaker
+from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.stores.mooncake import MooncakeStore
 from kvpool_connector.stores.mooncake_client import join, replicas
 from testkit.mooncake import MooncakePool, make_importable
@@ -22,13 +21,13 @@ def main() -> None:
     make_importable()
     with MooncakePool("2 GB") as pool:
         config = MooncakeRemote.model_validate(pool.remote())
-        store = MooncakeStore(config, Breaker())
         keys, rows = values(MIB, COUNT)
+        memory = Memory(memoryview(rows[0].obj), most_lent=COUNT)
+        store = MooncakeStore(config, Breaker(), memory)
         all_hit(store.put_from(keys, rows, soon()))
         native = join(config, lends=False)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(rows[0]))
-        places, sizes = [start + number * MIB for number in range(COUNT)], [MIB] * COUNT
-        if native.register_buffer(start, COUNT * MIB):
+        places, sizes = memory.places(rows), [MIB] * COUNT
+        if native.register_buffer(places[0], COUNT * MIB):
             raise RuntimeError("Mooncake does not register the memory")
         names = [f"bench-{number}" for number in range(COUNT)]
         native.batch_put_from(names, places, sizes, replicas(config))

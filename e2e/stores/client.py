@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import sys
 import time
 
 from kvpool_connector.config import load
-from kvpool_connector.stores import Breaker, Outcome
+from kvpool_connector.stores import Breaker, Memory, Outcome
 from kvpool_connector.stores.factory import make_store
 
 SIZE = 1 << 20
@@ -29,18 +30,21 @@ def main(verb: str, names: list[str]) -> list[str]:
     """One call of the client with all names."""
     remote = load({}).remote
     assert remote is not None
-    store = make_store(remote, Breaker())
+    memory = memoryview(mmap.mmap(-1, SIZE * len(names)))
+    store = make_store(remote, Breaker(), Memory(memory, len(names)))
+    rows = [memory[start : start + SIZE] for start in range(0, len(memory), SIZE)]
     deadline = time.monotonic() + PATIENCE_S
     keys = [name.encode() for name in names]
     if verb == "ping":
         return [store.ping(deadline).name]
     if verb == "put":
-        return [one.name for one in store.put_from(keys, [memoryview(content(name)) for name in names], deadline)]
-    buffers = [bytearray(SIZE) for _ in names]
-    outcomes = store.get_into(keys, [memoryview(buffer) for buffer in buffers], deadline)
+        for name, row in zip(names, rows, strict=True):
+            row[:] = content(name)
+        return [one.name for one in store.put_from(keys, rows, deadline)]
+    outcomes = store.get_into(keys, rows, deadline)
     return [
-        "DIFFERENT" if outcome is Outcome.HIT and buffer != content(name) else outcome.name
-        for name, buffer, outcome in zip(names, buffers, outcomes, strict=True)
+        "DIFFERENT" if outcome is Outcome.HIT and row != content(name) else outcome.name
+        for name, row, outcome in zip(names, rows, outcomes, strict=True)
     ]
 
 

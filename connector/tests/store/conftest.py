@@ -3,20 +3,47 @@ module of another store has its own `new_server`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
 from pydantic import TypeAdapter
 
 from kvpool_connector.config import RemoteStore
-from kvpool_connector.stores import Breaker, Store
+from kvpool_connector.stores import Breaker, Memory, Store
 from kvpool_connector.stores.factory import make_store
 from testkit.servers import KeyValueServer, ServerKind
 
 pytest.register_assert_rewrite("connector.tests.store.contract")
 
 Connect = Callable[..., Store]
+
+MEMORY = Memory(memoryview(mmap.mmap(-1, 256 << 20)), most_lent=8)
+"""Where all buffers of these tests lie, as an engine's lie in its arena."""
+_lock = threading.Lock()
+_used = 0
+
+
+def buffers(sizes: Sequence[int]) -> list[memoryview]:
+    """Buffers one after the other, of anything. They are used again by and by: when 256 MiB more were taken."""
+    global _used  # noqa: PLW0603
+    with _lock:
+        if _used + sum(sizes) > len(MEMORY.view):
+            _used = 0
+        ends = [_used + end for end in itertools.accumulate(sizes)]
+        _used = ends[-1] if ends else _used
+    return [MEMORY.view[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def filled(values: Sequence[bytes]) -> list[memoryview]:
+    """Buffers that hold these values."""
+    rows = buffers(list(map(len, values)))
+    for row, value in zip(rows, values, strict=True):
+        row[:] = value
+    return rows
 
 
 class Subject(Protocol):
@@ -88,7 +115,7 @@ def connect() -> Iterator[Connect]:
             else server.remote(**fields)
         )
         config: RemoteStore = TypeAdapter[RemoteStore](RemoteStore).validate_python(remote)
-        store = make_store(config, breaker or Breaker(first_s=0.02, longest_s=0.05))
+        store = make_store(config, breaker or Breaker(first_s=0.02, longest_s=0.05), MEMORY)
         made.append(store)
         return store
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from connector.tests.store.conftest import Connect, Subject
+from connector.tests.store.conftest import Connect, Subject, buffers, filled
 from kvpool_connector.stores import Breaker, Outcome, Store
 from testkit.servers import wait_until
 
@@ -30,14 +30,14 @@ def soon(seconds: float = 10.0) -> float:
 
 def put(store: Store, values: dict[bytes, bytes]) -> list[Outcome]:
     """Store values."""
-    return store.put_from(list(values), [memoryview(value) for value in values.values()], soon())
+    return store.put_from(list(values), filled(list(values.values())), soon())
 
 
 def get(store: Store, keys: Sequence[bytes], sizes: Sequence[int]) -> tuple[list[Outcome], list[bytes]]:
     """Read values of these sizes."""
-    buffers = [bytearray(b"\xee" * size) for size in sizes]
-    outcomes = store.get_into(keys, [memoryview(buffer) for buffer in buffers], soon())
-    return outcomes, [bytes(buffer) for buffer in buffers]
+    rows = filled([b"\xee" * size for size in sizes])
+    outcomes = store.get_into(keys, rows, soon())
+    return outcomes, [bytes(row) for row in rows]
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -194,10 +194,10 @@ class StoreContract:
         own_server.pause()
         for _ in range(3):  # the old connection, then new ones, unless the breaker is open
             begin = time.monotonic()
-            (outcome,) = store.get_into([b"p"], [memoryview(bytearray(MIB))], soon(0.4))
+            (outcome,) = store.get_into([b"p"], buffers([MIB]), soon(0.4))
             assert time.monotonic() - begin < 0.7
             assert outcome in (TIMEOUT, FAILED)
-        assert store.put_from([b"q"], [memoryview(noise(6, 20 * MIB))], soon(0.4))[0] in (TIMEOUT, FAILED)
+        assert store.put_from([b"q"], filled([noise(6, 20 * MIB)]), soon(0.4))[0] in (TIMEOUT, FAILED)
         own_server.resume()
         wait_until("it is used again", lambda: get(store, [b"p"], [MIB]) == ([HIT], [value]))
 

@@ -7,18 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from connector.tests.store.conftest import Connect, NewServer
+from connector.tests.store.conftest import Connect, NewServer, filled
 from connector.tests.store.contract import FAILED, HIT, MIB, MISS, TIMEOUT, StoreContract, get, noise, put, soon
 from kvpool_connector.config import ConfigError, MooncakeRemote
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.factory import make_store
 from kvpool_connector.stores.mooncake import MooncakeStore
-from kvpool_connector.stores.staging import HALF_BYTES
 from testkit.mooncake import OVERLAY, MooncakePool, make_importable
 from testkit.servers import wait_until
 
@@ -58,34 +58,34 @@ def test_a_full_pool(connect: Connect) -> None:
         assert breaker.closed
 
 
-def test_a_value_larger_than_staging_memory(server: MooncakePool, connect: Connect) -> None:
-    """Staging memory grows; small values before and after it in the same batch."""
-    store = connect(server)
-    values = {b"before": b"1", b"larger": noise(1, HALF_BYTES + 5), b"after": b"22"}
-    assert put(store, values) == [HIT] * 3
-    assert get(store, list(values), [len(v) for v in values.values()]) == ([HIT] * 3, list(values.values()))
-    store.delete(list(values), soon())
-
-
 @pytest.mark.parametrize("stopped", ["master", "node"])
 def test_one_process_that_hangs(stopped: str, own_server: MooncakePool, connect: Connect) -> None:
-    """Deadlines are kept, buffers are left alone also when it goes on, and then all is well."""
+    """Deadlines are kept, the store says which buffers its call may still fill, other buffers are left alone also when it goes
+    on, and then all is well."""
     store, value = connect(own_server), noise(1, MIB)
     assert put(store, {b"a": value}) == [HIT]
     process = getattr(own_server, stopped)
     process.pause()
-    buffer = bytearray(MIB)
+    kept, other = filled([bytes(MIB)] * 2)
+    returned = threading.Event()
     begin = time.monotonic()
-    assert store.get_into([b"a"], [memoryview(buffer)], soon(0.3)) == [TIMEOUT]
+    assert store.get_into([b"a"], [kept], soon(0.3)) == [TIMEOUT]
     assert time.monotonic() - begin < 0.6
+    loan = store.lent
+    assert loan
+    assert loan.positions == range(1)
+    loan.then(returned.set)
     begin = time.monotonic()
     for _ in range(5):  # an earlier call has not returned: nobody waits for it again
-        assert store.get_into([b"a"], [memoryview(bytearray(MIB))], soon(5))[0] in (TIMEOUT, FAILED)
-        assert store.put_from([b"b"], [memoryview(noise(2, MIB))], soon(5))[0] in (TIMEOUT, FAILED)
+        assert store.get_into([b"a"], [other], soon(5))[0] in (TIMEOUT, FAILED)
+        assert store.lent is None
+        assert store.put_from([b"b"], [other], soon(5))[0] in (TIMEOUT, FAILED)
     assert time.monotonic() - begin < 0.5
+    assert not returned.is_set()
     process.resume()
     wait_until("it is used again", lambda: get(store, [b"a"], [MIB]) == ([HIT], [value]), 60)
-    assert bytes(buffer) == bytes(MIB)
+    assert returned.is_set()
+    assert bytes(other) == bytes(MIB)
     assert put(store, {b"b": value}) == [HIT]
     assert get(store, [b"b"], [MIB]) == ([HIT], [value])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from kvpool_connector.stores import Outcome
+from kvpool_connector.stores import Loan, Outcome
 
 
 class FakePresence:
@@ -83,6 +83,7 @@ class FakeStore:
         self.threads: set[str] = set()
         self.greeted = threading.Event()
         """A ping was answered: a lane that greets its store is not in the way of what a test sets up next."""
+        self.lent: Loan | None = None
         self.closed = False
 
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:

@@ -68,11 +68,12 @@ class Rank:
 
     def __init__(
         self, data: dict[bytes, bytes] | None = None, folder: Path | None = None, *, fetch_s: float = 5, put_s: float = 5,
-        dtype: str = "",
+        dtype: str = "", most_lent: int = 0,
     ) -> None:  # fmt: skip
         """Args:
         data: the remote store's; None: there is no remote store.
         folder: the slab's; None: there is no disk tier.
+        most_lent: buffers that the reader may lend.
         """
         self.memory = [[np.full((BLOCKS, stride), PAD, np.uint8) for stride, _ in group] for group in GROUPS]
         self.device = BrokenDevice(
@@ -82,7 +83,7 @@ class Rank:
             ]
         )
         row_bytes = row_bytes_for(max(PAYLOAD))
-        self.arena = Arena(SLOTS + 2, row_bytes)
+        self.arena = Arena(SLOTS + most_lent + 2, row_bytes)
         self.slab = None if folder is None else Slab(folder, 0, SLOTS, row_bytes, IDENTITY)
         self.data = {} if data is None else data
         self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
@@ -91,7 +92,7 @@ class Rank:
             arena=self.arena,
             parts=Parts(IDENTITY, name, lambda the_key: PAYLOAD[the_key[-1]], dtype),
             slab=self.slab,
-            remote=None if data is None else Remote(self.reader, self.writer, fetch_s, put_s),
+            remote=None if data is None else Remote(self.reader, self.writer, fetch_s, put_s, most_lent),
         )
         if data is not None:
             assert self.reader.greeted.wait(5)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from connector.tests.unit.fakes import FakeStore
 from connector.tests.unit.rank import IDENTITY
-from kvpool_connector.stores import Outcome
+from kvpool_connector.stores import Loan, Outcome
 from kvpool_connector.tiers.slab import PAGE, Slab
 from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
@@ -94,6 +94,20 @@ def test_an_unanswered_question_is_not_followed_by_a_put(rig: Rig) -> None:
     rig.remote.write(7, NAMES, PARTS)
     assert rig.wait() == [(7, {0, 1, 2})]
     assert rig.writer.called("put") in ([], [[]])
+
+
+def test_a_write_whose_call_was_given_up_is_reported_when_that_has_returned(rig: Rig) -> None:
+    """Until then it reads the rows. Writes after it are reported at once: nothing is lent to them."""
+    free: list[Callable[[], object]] = []
+    rig.writer.before = lambda verb: setattr(
+        rig.writer, "lent", Loan(range(3), free.append) if (verb, rig.data) == ("put", {}) else None
+    )
+    rig.remote.write(7, NAMES, PARTS)
+    wait_until("it was put", lambda: bool(free))
+    rig.remote.write(8, NAMES[:1], PARTS[:1])
+    assert rig.wait() == [(8, set())]
+    free.pop()()
+    assert rig.wait() == [(7, set())]
 
 
 def test_a_removal_goes_before_queued_writes(rig: Rig) -> None:

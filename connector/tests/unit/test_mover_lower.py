@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from connector.tests.unit.rank import MIXED, OTHERS, PAYLOAD, SLOTS, Rank, closing, key, name, small
-from kvpool_connector.stores import Outcome
+from kvpool_connector.stores import Loan, Outcome
+from kvpool_connector.stores.memory import address_of
 from kvpool_connector.transfer import Tier
 from testkit.servers import wait_until
 
@@ -105,6 +106,68 @@ def test_a_slow_fetch_holds_up_nobody_else(rank: Rank) -> None:
     assert not rank.mover.idle
     go.set()
     assert rank.ended(slow)[1] == {f"r{slow}"}
+
+
+class Lender:
+    """Makes the rank's store give reads up in mid-batch, with what it was reading from a position on still lent."""
+
+    def __init__(self, rank: Rank, first: int) -> None:
+        self.parts: list[memoryview] = []
+        self._free: list[Callable[[], object]] = []
+
+        def get_into(keys: Sequence[bytes], parts: Sequence[memoryview], deadline: float) -> list[Outcome]:
+            positions = range(min(first, len(parts)), min(first + 2, len(parts)))
+            self.parts = [parts[position] for position in positions]
+            rank.reader.lent = Loan(positions, self._free.append) if positions else None
+            return [Outcome.HIT] * positions.start + [Outcome.TIMEOUT] * (len(parts) - positions.start)
+
+        rank.reader.get_into = get_into  # type: ignore[method-assign,assignment]
+
+    def go_on(self) -> None:
+        """The call writes what it was to write, wherever that is now."""
+        for part in self.parts:
+            part[:] = b"\xbb" * len(part)
+
+    def end(self) -> None:
+        """The call returns."""
+        for what in self._free:
+            what()
+        self._free.clear()
+
+
+def test_a_call_that_was_given_up_fills_no_row_of_anybody(tmp_path: Path) -> None:
+    """Its slots have other rows by the time their load is reported, and get them back in turn when the call has returned."""
+    with closing(Rank({}, tmp_path, most_lent=2)) as rank:
+        for _ in range(3):
+            numbers = range(4)
+            rank.stored_below(Tier.REMOTE, numbers, [small(n, n + 1) for n in numbers])
+            rank.ended(rank.store(numbers, [small(n, n + 1) for n in numbers]))
+            lender = Lender(rank, first=1)
+            _, _, reports = rank.ended(job := rank.load(numbers, [small(n, n + 1) for n in numbers], remote=numbers))
+            assert reports.failed == {100 + job: {1, 2, 3}}
+            stored = [rank.fill(small(2 * n, 2 * n + 1)) for n in numbers]
+            rank.ended(rank.store(numbers, [small(2 * n, 2 * n + 1) for n in numbers]))
+            lender.go_on()
+            rank.ended(job := rank.load(numbers, [small(n + 8, n + 12) for n in numbers]))
+            assert [rank.content(small(n + 8, n + 12)) for n in numbers] == stored
+            lender.end()
+            del rank.reader.get_into
+            rank.reader.lent = None
+
+
+def test_a_probe_that_was_given_up(tmp_path: Path) -> None:
+    """Its row, too, is replaced: the next probe reads into another one."""
+    with closing(Rank({}, tmp_path, most_lent=2)) as rank:
+        rank.stored_below(Tier.REMOTE, [0], [small(0, 1)])
+        lender = Lender(rank, first=0)
+        first = []
+        for _ in range(2):
+            rank.probe(Tier.REMOTE, 0)
+            wait_until("it was asked", lambda: bool(lender.parts))
+            rank.until("its sample", lambda _, reports: bool(reports.samples))
+            first.append(address_of(lender.parts[0]))
+            lender.parts = []
+        assert len(set(first)) == 2
 
 
 def test_a_read_goes_before_queued_writes(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:

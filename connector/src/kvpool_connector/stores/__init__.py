@@ -1,6 +1,7 @@
 """Remote stores behind one protocol. No torch, no vllm: memoryviews in, one outcome per key out."""
 
-from kvpool_connector.stores.base import Outcome, Store
+from kvpool_connector.stores.base import Loan, Outcome, Store
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.memory import Memory
 
-__all__ = ["Breaker", "Outcome", "Store"]
+__all__ = ["Breaker", "Loan", "Memory", "Outcome", "Store"]

@@ -5,7 +5,8 @@ Rules for implementations, kept by the contract suite in ``connector/tests/store
 - Expected faults (lost server, full server, missing key, wrong length, late answer) are outcomes, never exceptions.
 - A deadline is an absolute ``time.monotonic()`` value for the whole batch; a call returns by then, give or take one
   blocking call of the operating system.
-- When a call has returned, nothing reads or writes its buffers any more, whatever the outcome.
+- When a call has returned, nothing reads or writes its buffers any more, whatever the outcome, but for those that the store
+  says are `lent`.
 - On any doubt about where a reply starts or ends, the connection is closed: being off by one reply would give the bytes
   of another key.
 - An instance belongs to one thread.
@@ -13,8 +14,9 @@ Rules for implementations, kept by the contract suite in ``connector/tests/store
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -28,8 +30,22 @@ class Outcome(enum.Enum):
     TIMEOUT = "timeout"  # the deadline passed before this key's reply
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loan:
+    """Buffers of a batch that a call which was given up may still use."""
+
+    positions: range
+    """Of the batch; their outcomes are TIMEOUT."""
+    then: Callable[[Callable[[], object]], None]
+    """Does something when they are free again: at once if they are, else on a thread of the store's."""
+
+
 class Store(Protocol):
     """One connection to a shared store, used by one thread."""
+
+    @property
+    def lent(self) -> Loan | None:
+        """What is still in use of the last batch of `get_into` or `put_from`. Stores of our own clients lend nothing."""
 
     @property
     def generation(self) -> int:

@@ -21,10 +21,13 @@ class Busy(TimeoutError):
 class Call(Generic[T]):
     """One that runs, or has returned."""
 
-    def __init__(self, function: Callable[[], T], ended: threading.Event) -> None:
-        self._function, self._ended = function, ended
+    def __init__(self, function: Callable[[], T], idle: threading.Event) -> None:
+        self._function, self._idle = function, idle
         self._results: list[T] = []
         self._errors: list[BaseException] = []
+        self._lock = threading.Lock()  # guards the next two
+        self._returned = False
+        self._after: list[Callable[[], object]] = []
 
     def run(self) -> None:
         """On the thread for calls."""
@@ -32,8 +35,11 @@ class Call(Generic[T]):
             self._results.append(self._function())
         except BaseException as error:
             self._errors.append(error)
-        finally:
-            self._ended.set()
+        with self._lock:
+            self._returned, after = True, self._after
+        for what in after:  # before another call may begin
+            what()
+        self._idle.set()
 
     def result(self, deadline: float) -> T:
         """The function's, or what it raised. Asked for before the next call begins.
@@ -41,11 +47,19 @@ class Call(Generic[T]):
         Raises:
             TimeoutError: no result by the deadline. The function may still run.
         """
-        if not self._ended.wait(max(deadline - time.monotonic(), 0)):
+        if not self._idle.wait(max(deadline - time.monotonic(), 0)):
             raise TimeoutError
         if self._errors:
             raise self._errors[0]
         return self._results[0]
+
+    def then(self, what: Callable[[], object]) -> None:
+        """Do something when the call has returned: at once if it has, else on its thread. It must not raise."""
+        with self._lock:
+            if not self._returned:
+                self._after.append(what)
+                return
+        what()
 
 
 class Caller:

@@ -7,15 +7,20 @@ from kvpool_connector.stores.base import Store
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.infinistore import InfiniStore
 from kvpool_connector.stores.lmcache import LMCacheStore
+from kvpool_connector.stores.memory import Memory
 from kvpool_connector.stores.mooncake import MooncakeStore
+from kvpool_connector.stores.native import MOST_KEYS
 from kvpool_connector.stores.redis import RedisStore
 
+_CALL_BYTES = 16 << 20
 
-def make_store(config: RemoteStore, breaker: Breaker, *, lends: bool = False) -> Store:
+
+def make_store(config: RemoteStore, breaker: Breaker, memory: Memory | None = None, *, lends: bool = False) -> Store:
     """A client. Nothing is sent before its first use.
 
     Args:
         breaker: shared by the clients of one process.
+        memory: where all buffers lie; not needed where no value is moved, nor by clients of our own.
         lends: where engines lend a store memory, this client does so for its process.
 
     Raises:
@@ -27,6 +32,14 @@ def make_store(config: RemoteStore, breaker: Breaker, *, lends: bool = False) ->
         case LMCacheRemote():
             return LMCacheStore(config, breaker)
         case MooncakeRemote():
-            return MooncakeStore(config, breaker, lends=lends)
+            return MooncakeStore(config, breaker, memory, lends=lends)
         case InfiniStoreRemote():
-            return InfiniStore(config, breaker)
+            return InfiniStore(config, breaker, memory)
+
+
+def most_lent(config: RemoteStore | None, row_bytes: int, rows: int) -> int:
+    """Rows of an arena that are set aside for those that a read may leave lent, see `Store.lent`. As many as one call of a
+    package's own client shall fill: some 16 MiB, but not more than an eighth of the arena, and at least one."""
+    if not isinstance(config, MooncakeRemote | InfiniStoreRemote):
+        return 0
+    return max(1, min(_CALL_BYTES // row_bytes, MOST_KEYS, rows // 8))

@@ -20,9 +20,9 @@ from typing import Any
 from kvpool_connector.config import ConfigError, InfiniStoreRemote
 from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.memory import Memory
+from kvpool_connector.stores.native import NativeStore, name_of
 from kvpool_connector.stores.rdma import require_devices
-from kvpool_connector.stores.staged import StagedStore
-from kvpool_connector.stores.staging import Staging, name_of
 
 _DONE, _FAILED, _ABSENT = 0, -1, -404
 
@@ -52,12 +52,12 @@ def load() -> Any:
                 os.environ[name] = before[name]
 
 
-class InfiniStore(StagedStore):
+class InfiniStore(NativeStore):
     """One connection."""
 
     _answers = frozenset({_ABSENT})
 
-    def __init__(self, config: InfiniStoreRemote, breaker: Breaker) -> None:
+    def __init__(self, config: InfiniStoreRemote, breaker: Breaker, memory: Memory | None = None) -> None:
         """Raises:
         ConfigError: no RDMA device, or the package or a library is missing.
         """
@@ -65,7 +65,7 @@ class InfiniStore(StagedStore):
             "remote.type: infinistore needs RDMA", "remote.device", config.device, "choose another type"
         )
         self._package = load()
-        super().__init__(config.where, breaker)
+        super().__init__(config.where, breaker, memory)
         self._config, self._device = config, config.device or devices[0]
 
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
@@ -74,9 +74,7 @@ class InfiniStore(StagedStore):
         def ask(native: Any) -> list[int]:
             return [_code(lambda key=key: native.check_exist(name_of(key)), deadline) for key in keys]  # type: ignore[misc]
 
-        return self._batch(
-            len(keys), ask, lambda _, code: {1: Outcome.HIT, 0: Outcome.MISS}.get(code, Outcome.FAILED), deadline
-        )
+        return self._ask(ask, len(keys), _presence, deadline)
 
     def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """One key after the other: the client says only how many of a list went."""
@@ -84,9 +82,7 @@ class InfiniStore(StagedStore):
         def remove(native: Any) -> list[int]:
             return [_code(lambda key=key: native.delete_keys([name_of(key)]), deadline) for key in keys]  # type: ignore[misc]
 
-        return self._batch(
-            len(keys), remove, lambda _, code: {1: Outcome.HIT, 0: Outcome.MISS}.get(code, Outcome.FAILED), deadline
-        )
+        return self._ask(remove, len(keys), _presence, deadline)
 
     def ping(self, deadline: float) -> Outcome:
         """A question for a key that nobody has."""
@@ -114,8 +110,8 @@ class InfiniStore(StagedStore):
     def _leave(self, native: Any) -> None:
         native.close()
 
-    def _register(self, native: Any, staging: Staging, before: int) -> int:
-        return _code(lambda: native.register_mr(staging.address, staging.size), float("inf"))
+    def _register(self, native: Any, address: int, size: int) -> int:
+        return _code(lambda: native.register_mr(address, size), float("inf"))
 
     def _read(self, native: Any, names: list[str], places: list[int], sizes: list[int]) -> Sequence[int]:
         return asyncio.run(self._each(native.rdma_read_cache_async, names, places, sizes))
@@ -140,6 +136,10 @@ class InfiniStore(StagedStore):
     @staticmethod
     def _change(code: int, size: int = 0) -> Outcome:  # noqa: ARG004 - it says no length
         return Outcome.HIT if code == _DONE else Outcome.FAILED
+
+
+def _presence(code: int, _: int) -> Outcome:
+    return {1: Outcome.HIT, 0: Outcome.MISS}.get(code, Outcome.FAILED)
 
 
 def _code(call: Callable[[], int], deadline: float) -> int:

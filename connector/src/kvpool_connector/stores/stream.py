@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores.base import Outcome
+from kvpool_connector.stores.base import Loan, Outcome
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.connection import Buffer, Connection, ProtocolDoubt
 
@@ -55,6 +55,9 @@ class StreamStore(abc.ABC):
         Raises:
             OSError, ProtocolDoubt, Refused: there is none; nothing stays open.
         """
+
+    lent: ClassVar[Loan | None] = None
+    """See `Store`: what is not read when time is up is lost with its connection."""
 
     @property
     def generation(self) -> int:

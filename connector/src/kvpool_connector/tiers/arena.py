@@ -55,6 +55,11 @@ class Arena:
         """Where row 0 begins, for registration with a device driver."""
         return int(np.frombuffer(self._map, dtype=np.uint8).ctypes.data)
 
+    @property
+    def view(self) -> memoryview:
+        """All of it, writable; keeps the memory from going."""
+        return memoryview(self._map)
+
     def part(self, slot: int, payload_bytes: int) -> npt.NDArray[np.uint8]:
         """Header and payload of a slot, shape (HEADER_BYTES + payload_bytes,), writable."""
         return self._rows[slot, : HEADER_BYTES + payload_bytes]

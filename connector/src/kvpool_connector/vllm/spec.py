@@ -20,8 +20,8 @@ from kvpool_connector import identity
 from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes
 from kvpool_connector.format import part_name
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores import Breaker, Store
-from kvpool_connector.stores.factory import make_store
+from kvpool_connector.stores import Breaker, Memory, Store
+from kvpool_connector.stores.factory import make_store, most_lent
 from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.transfer import Transfer
 from kvpool_connector.vllm.facts import layout_facts
@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 EXTRA_KEY = "kvpool.settings"
 """Where the connector leaves `Settings` for the spec: vLLM hands a spec nothing but the extra configuration."""
 SPARE_ROWS = 2
-"""Rows of an arena beyond the slots: for comparisons and for probes. Part of the tier's byte budget."""
+"""Rows of an arena beyond the slots: for comparisons and for probes. Like those for `most_lent`, part of the byte budget."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,10 @@ class KVPoolSpec(OffloadingSpec):
         self.identity = identity.digest(self.document)
         self.chunk_bytes = config.worker_kv_bytes_per_block * self.blocks_per_chunk
         self.row_bytes = row_bytes_for(self.chunk_bytes)
-        self.slots = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 1) - SPARE_ROWS
+        rows = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 2)
+        self.most_lent = most_lent(self.settings.remote, self.row_bytes, rows)
+        self.spare_rows = SPARE_ROWS + self.most_lent
+        self.slots = rows - self.spare_rows
         disk = self.settings.tiers.disk
         self.disk_slots = 0 if disk is None else self._rows_of("tiers.disk.size", disk.size, 1)
 
@@ -93,14 +96,15 @@ class KVPoolSpec(OffloadingSpec):
         """The name of a rank's part of a key."""
         return part_name(self.identity, rank, key)
 
-    def connect(self, breaker: Breaker, *, lends: bool = False) -> Store:
+    def connect(self, breaker: Breaker, memory: Memory | None = None, *, lends: bool = False) -> Store:
         """A client of the remote store. Nothing is sent before its first use.
 
         Args:
+            memory: where the values are that it shall move.
             lends: where engines lend the store memory, this client does so for its process.
         """
         assert self.settings.remote is not None
-        return make_store(self.settings.remote, breaker, lends=lends)
+        return make_store(self.settings.remote, breaker, memory, lends=lends)
 
     def get_manager(self) -> OffloadingManager:
         """The scheduler's half."""

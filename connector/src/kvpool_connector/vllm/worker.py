@@ -11,11 +11,11 @@ from vllm.v1.kv_offload.base import CanonicalKVCaches, GPULoadStoreSpec, LoadSto
 
 from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores import Breaker
+from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Transfer
-from kvpool_connector.vllm.spec import SPARE_ROWS, KVPoolSpec, TransferSpec, device_of
+from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec, device_of
 from kvpool_connector.worker.device.base import Chunk, Device, Page
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.lower import Remote
@@ -100,7 +100,7 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         raise ConfigError(
             f"a chunk of {largest} bytes does not fit a row of {spec.row_bytes}: please report this layout"
         )
-    arena = Arena(spec.slots + SPARE_ROWS, spec.row_bytes)
+    arena = Arena(spec.slots + spec.spare_rows, spec.row_bytes)
     # After the arena: should that not be had, no lock on the folder stays behind.
     slab = None if tier is None else Slab(Path(tier.path), rank, spec.disk_slots, spec.row_bytes, spec.identity)
     device.adopt(arena)
@@ -116,7 +116,7 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         payload_bytes=lambda key: payload[key[-4:]],  # vLLM's key ends in the group: make_offload_key
         dtype=spec.config.model.dtype,
     )
-    return Mover(device=device, arena=arena, parts=parts, slab=slab, remote=_remote(spec))
+    return Mover(device=device, arena=arena, parts=parts, slab=slab, remote=_remote(spec, arena))
 
 
 def chunks_of(spec: GPULoadStoreSpec, blocks_per_chunk: int) -> list[Chunk]:
@@ -168,9 +168,9 @@ def pages_of(kv_caches: CanonicalKVCaches) -> list[list[Page]]:
     ]
 
 
-def _remote(spec: KVPoolSpec) -> Remote | None:
+def _remote(spec: KVPoolSpec, arena: Arena) -> Remote | None:
     if spec.settings.remote is None:
         return None
-    breaker, timeouts = Breaker(), spec.settings.remote.timeouts
-    reader, writer = spec.connect(breaker, lends=True), spec.connect(breaker)
-    return Remote(reader, writer, timeouts.fetch_ms / 1000, timeouts.put_ms / 1000)
+    breaker, timeouts, memory = Breaker(), spec.settings.remote.timeouts, Memory(arena.view, spec.most_lent)
+    reader, writer = spec.connect(breaker, memory, lends=True), spec.connect(breaker, memory)
+    return Remote(reader, writer, timeouts.fetch_ms / 1000, timeouts.put_ms / 1000, spec.most_lent)

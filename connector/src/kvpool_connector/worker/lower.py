@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.stores import Loan, Outcome, Store
 from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Ticket
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
@@ -35,6 +35,8 @@ class Remote:
     writer: Store
     fetch_s: float
     put_s: float
+    most_lent: int = 0
+    """Buffers that the reader may lend, see `Store.lent`."""
 
 
 class RemoteParts:
@@ -53,6 +55,11 @@ class RemoteParts:
         for outcome in outcomes:
             self._outbox.count(f"get {outcome.value}", 1)
         return outcomes
+
+    @property
+    def lent(self) -> Loan | None:
+        """Parts of the last `get` that may still be written into. On the read lane only."""
+        return self._remote.reader.lent
 
     def write(self, ticket: Ticket, names: Sequence[bytes], parts: Sequence[memoryview]) -> None:
         """Queue a write. The parts stay as they are until the ticket is reported."""
@@ -86,7 +93,10 @@ class RemoteParts:
         except Exception:
             logger.exception("a write to the remote store failed")
         finally:
-            self._outbox.spilled(ticket, missing)
+            if (loan := self._remote.writer.lent) is None:
+                self._outbox.spilled(ticket, missing)
+            else:  # its rows are read until then
+                loan.then(lambda: self._outbox.spilled(ticket, missing))
 
     def _write_absent(self, names: Sequence[bytes], parts: Sequence[memoryview]) -> list[Outcome]:
         """Put the parts that the store does not have yet: another engine may have been first."""

@@ -7,8 +7,9 @@ Threads, and what they own:
 - lanes of the lower tiers: see :mod:`kvpool_connector.worker.lower`. A fetch ends by its deadline whatever the tier does.
 
 A load passes through up to three stages: slab to rows, store to rows, rows to KV memory. A row belongs to whoever the
-scheduler gave its slot to; it is given to nobody else before this job (or its spill) was reported. Every job ends exactly
-once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
+scheduler gave its slot to; it is given to nobody else before this job (or its spill) was reported. Where a store's call that
+was given up may still use a row, its slot gets another one, and a spill is reported when the call has returned. Every job ends
+exactly once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Mover:
         self, *, device: Device, arena: Arena, parts: Parts, slab: Slab | None = None, remote: Remote | None = None
     ) -> None:
         """Args:
-        arena: two rows more than the scheduler has slots, see `Rows`.
+        arena: more rows than the scheduler has slots, see `Rows`: the spare ones are those that the store may lend.
         """
         self.outbox = Outbox()
-        self._device, self._rows = device, Rows(arena, parts)
+        self._device, self._rows = device, Rows(arena, parts, remote.most_lent if remote is not None else 0)
         self._in_flight: set[int] = set()
         self._idle = threading.Condition()  # guards _in_flight
         self._copy = Lane("copy")
@@ -189,10 +190,17 @@ class Mover:
         parts = [self._rows.part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
         started = time.monotonic()
         outcomes = self._remote.get(self._names(keys), parts, job.started + transfer.fetch_s)
+        self._replace_lent([transfer.slots[position] for position in transfer.from_remote])
         for key, outcome in zip(keys, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
                 self._remove(key)
         self._fetched(job, Tier.REMOTE, transfer.from_remote, outcomes, started)
+
+    def _replace_lent(self, slots: Sequence[int]) -> None:
+        """After a fetch into these slots: those that it may still fill get other rows, before anybody hears that it ended."""
+        assert self._remote is not None
+        if (loan := self._remote.lent) is not None:
+            loan.then(self._rows.replace([slots[position] for position in loan.positions]))
 
     def _fetched(
         self, job: Job, tier: Tier, positions: Sequence[int], outcomes: Sequence[Outcome], started: float
@@ -210,6 +218,7 @@ class Mover:
             outcomes = self._disk.get([probe.disk_slot], [self._rows.row(spare)], deadline)
         elif self._remote is not None:
             outcomes = self._remote.get(self._names([probe.key]), [self._rows.part(probe.key, spare)], deadline)
+            self._replace_lent([spare])
         else:
             return
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)

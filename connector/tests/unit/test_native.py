@@ -1,0 +1,238 @@
+"""Calls of a package's own client: in turns, failing, given up. The client is a stand-in, so that a call can hang or fail where a
+test says; real ones run in connector/tests/store."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from kvpool_connector.stores import Breaker, Memory, Outcome
+from kvpool_connector.stores.native import MOST_KEYS, NativeStore
+from testkit.servers import wait_until
+
+HIT, MISS, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.FAILED, Outcome.TIMEOUT
+SIZE, MOST_LENT = 4096, 2
+
+
+class Client:
+    """A dictionary behind calls that move bytes at addresses."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.calls: list[list[str]] = []
+
+    def before(self, call: int) -> None:
+        """Called at the beginning of each call, with its number: may wait or raise."""
+
+    def read(self, names: Sequence[str], places: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        self._begin(names)
+        for name, place, size in zip(names, places, sizes, strict=True):
+            if name in self.data:
+                ctypes.memmove(place, self.data[name], size)
+        return [0 if name in self.data else -1 for name in names]
+
+    def write(self, names: Sequence[str], places: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        self._begin(names)
+        for name, place, size in zip(names, places, sizes, strict=True):
+            self.data[name] = ctypes.string_at(place, size)
+        return [0] * len(names)
+
+    def _begin(self, names: Sequence[str]) -> None:
+        self.calls.append(list(names))
+        self.before(len(self.calls))
+
+
+class Store(NativeStore):
+    """Over the stand-in."""
+
+    _answers = frozenset({-1})
+
+    def __init__(self, memory: Memory | None) -> None:
+        super().__init__("a store", Breaker(), memory)
+        self.client = Client()
+        self.registered: list[tuple[int, int]] = []
+        self.registers = 0
+        """The code that it gets."""
+        self.left = 0
+
+    def _join(self) -> Any:
+        return self.client
+
+    def _leave(self, native: Any) -> None:
+        self.left += 1
+
+    def _register(self, native: Any, address: int, size: int) -> int:
+        self.registered.append((address, size))
+        return self.registers
+
+    def _read(self, native: Client, names: list[str], places: list[int], sizes: list[int]) -> Sequence[int]:
+        return native.read(names, places, sizes)
+
+    def _write(self, native: Client, names: list[str], places: list[int], sizes: list[int]) -> Sequence[int]:
+        return native.write(names, places, sizes)
+
+    @staticmethod
+    def _reading(code: int, size: int) -> Outcome:  # noqa: ARG004 - as the class has it
+        return HIT if code == 0 else MISS if code == -1 else FAILED
+
+    @staticmethod
+    def _change(code: int, size: int = 0) -> Outcome:  # noqa: ARG004 - as the class has it
+        return HIT if code == 0 else FAILED
+
+
+MEMORY = Memory(memoryview(mmap.mmap(-1, 4 * MOST_KEYS * SIZE)), MOST_LENT)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """Closed at the end."""
+    it = Store(MEMORY)
+    yield it
+    it.close()
+
+
+def buffers(first: int, count: int) -> list[memoryview]:
+    """Zeros."""
+    rows = [MEMORY.view[number * SIZE : (number + 1) * SIZE] for number in range(first, first + count)]
+    for row in rows:
+        row[:] = bytes(SIZE)
+    return rows
+
+
+def values(count: int) -> tuple[list[bytes], list[memoryview]]:
+    """Each of one byte of its own, in the first buffers."""
+    rows = buffers(0, count)
+    for number, row in enumerate(rows):
+        row[:] = bytes([1 + number % 200]) * SIZE
+    return [b"k%d" % number for number in range(count)], rows
+
+
+def soon(seconds: float = 30) -> float:
+    return time.monotonic() + seconds
+
+
+def test_a_batch_of_several_turns(store: Store) -> None:
+    """Every value arrives in its buffer; one call reads no more than may be lent."""
+    keys, rows = values(7)
+    assert store.put_from(keys, rows, soon()) == [HIT] * 7
+    assert [len(call) for call in store.client.calls] == [7]
+    del store.client.data["k3"]
+    read = buffers(10, 7)
+    assert store.get_into(keys, read, soon()) == [HIT, HIT, HIT, MISS, HIT, HIT, HIT]
+    assert [len(call) for call in store.client.calls] == [7, 2, 2, 2, 1]
+    assert [bytes(one) for one in read] == [bytes(SIZE) if n == 3 else bytes(row) for n, row in enumerate(rows)]
+    assert store.registered == [(MEMORY.places(rows)[0], len(MEMORY.view))]
+    assert store.lent is None
+
+
+def test_many_small_values(store: Store) -> None:
+    """A call has at most so many keys."""
+    keys, rows = values(2 * MOST_KEYS + 1)
+    assert set(store.put_from(keys, rows, soon())) == {HIT}
+    assert [len(call) for call in store.client.calls] == [MOST_KEYS, MOST_KEYS, 1]
+    assert set(store.client.data) == {key.decode() for key in keys}
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_a_call_that_fails_ends_the_batch(store: Store, verb: str) -> None:
+    """What was moved before it is there, and the rest is not tried: the store is given a rest. Nothing is lent: it returned."""
+    keys, rows = values(2 * MOST_KEYS)
+    store.put_from(keys, rows, soon())
+    store.client.calls.clear()
+
+    def before(call: int) -> None:
+        if call == 2:
+            raise OSError("gone")
+
+    store.client.before = before  # type: ignore[method-assign]
+    read = buffers(2 * MOST_KEYS, 2 * MOST_KEYS)
+    outcomes = store.get_into(keys, read, soon()) if verb == "get" else store.put_from(keys, rows, soon())
+    moved = MOST_LENT if verb == "get" else MOST_KEYS
+    assert outcomes == [HIT] * moved + [FAILED] * (len(keys) - moved)
+    assert len(store.client.calls) == 2
+    assert store.lent is None
+    assert verb == "put" or read[:moved] == rows[:moved]
+
+
+def test_a_read_that_is_given_up_lends_its_buffers(store: Store) -> None:
+    """Those of its call alone: it fills them when it goes on. Until it has returned nobody waits for it, and no batch uses it."""
+    keys, rows = values(6)
+    store.put_from(keys, rows, soon())
+    store.client.calls.clear()
+    go, returned = threading.Event(), threading.Event()
+
+    def before(call: int) -> None:
+        if call == 2:
+            go.wait(10)
+
+    store.client.before = before  # type: ignore[method-assign]
+    read = buffers(10, 6)
+    assert store.get_into(keys, read, soon(0.2)) == [HIT, HIT, TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT]
+    loan = store.lent
+    assert loan
+    assert loan.positions == range(2, 4)
+    loan.then(returned.set)
+    time.sleep(0.4)  # the breaker lets one call through
+    later = buffers(20, 6)
+    begin = time.monotonic()
+    assert set(store.get_into(keys, later, soon())) <= {TIMEOUT, FAILED}
+    assert store.lent is None
+    assert set(store.put_from(keys, rows, soon())) <= {TIMEOUT, FAILED}
+    assert store.lent is None
+    assert time.monotonic() - begin < 0.5
+    assert not returned.is_set()
+    go.set()
+    assert returned.wait(10)
+    wait_until("it is used again", lambda: store.get_into(keys, later, soon()) == [HIT] * 6)
+    assert later == rows
+    assert read == [*rows[:4], *buffers(30, 2)]
+    at_once = threading.Event()
+    loan.then(at_once.set)
+    assert at_once.is_set()
+
+
+def test_a_write_that_is_given_up_lends_its_buffers(store: Store) -> None:
+    """All of its call: it reads them when it goes on."""
+    keys, rows = values(3)
+    go, returned = threading.Event(), threading.Event()
+    store.client.before = lambda call: go.wait(10)  # type: ignore[method-assign,assignment]
+    assert store.put_from(keys, rows, soon(0.2)) == [TIMEOUT] * 3
+    assert store.lent
+    assert store.lent.positions == range(3)
+    store.lent.then(lambda: returned.set() if "k2" in store.client.data else None)
+    go.set()
+    assert returned.wait(10)
+    wait_until("nothing is lent", lambda: store.lent is None)
+
+
+def test_a_question_that_is_given_up_lends_nothing(store: Store) -> None:
+    """It has no buffers."""
+    go = threading.Event()
+    outcomes = store._ask(lambda _: [int(go.wait(10))], 1, store._change, soon(0.1))
+    assert (outcomes, store.lent) == ([TIMEOUT], None)
+    go.set()
+
+
+def test_a_buffer_elsewhere_is_a_mistake_of_ours(store: Store) -> None:
+    """The client could not reach it, and an engine would never know why."""
+    for place in (memoryview(bytearray(SIZE)), memoryview(mmap.mmap(-1, SIZE))):
+        with pytest.raises(ValueError, match="outside of the memory"):
+            store.get_into([b"k"], [place], soon())
+    assert store.client.calls == []
+
+
+def test_memory_that_the_client_refuses(store: Store) -> None:
+    """The store fails, and is left, until it does not."""
+    keys, rows = values(1)
+    store.registers = -600
+    assert store.put_from(keys, rows, soon()) == [FAILED]
+    assert (store.left, store.client.calls) == (1, [])
+    store.registers = 0
+    wait_until("the breaker lets a call through", lambda: store.put_from(keys, rows, soon()) == [HIT])
+    assert len(store.registered) == 2
