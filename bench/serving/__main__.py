@@ -1,4 +1,4 @@
-"""``python -m bench.serving``: one run, about ten minutes on two cores. The last line is JSON; exit code 1 if a goal was missed.
+"""``python -m bench.serving``: one run, a quarter of an hour on two cores. The last line is JSON; exit code 1 if a goal was missed.
 
 Part 1, modes interleaved: each prompt cold without the connector, with it and with LMCache; then warm from host memory.
 Part 2: the engine with the connector is ended and comes back with its disk. Part 3: time between tokens. Part 4: engines that
@@ -34,10 +34,10 @@ Say = Callable[[str], None]
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="bench.serving", description="Figures of engines with and without the pool.")
-    parser.add_argument("--rounds", type=int, default=5, help="prompts of a document")
+    parser.add_argument("--rounds", type=int, default=7, help="prompts of a document")
     parser.add_argument("--aligned", type=int, default=3, help=f"prompts of {ALIGNED_TOKENS} tokens")
     parser.add_argument("--fresh", type=int, default=3, help="starts of a fresh engine")
-    parser.add_argument("--streams", type=int, default=3, help="streaming requests per condition")
+    parser.add_argument("--streams", type=int, default=6, help="streaming requests per condition")
     options = parser.parse_args()
     say, load = stopwatch(), os.getloadavg()[1]
     alone = _alone(say)  # first: a mistake in one of them shows at once

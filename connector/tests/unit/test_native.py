@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
+from kvpool_connector.config import RemoteStore
 from kvpool_connector.stores import Breaker, Memory, Outcome
+from kvpool_connector.stores.factory import most_lent
 from kvpool_connector.stores.native import MOST_KEYS, NativeStore
 from testkit.servers import wait_until
 
 HIT, MISS, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.FAILED, Outcome.TIMEOUT
-SIZE, MOST_LENT = 4096, 2
+SIZE, MOST_LENT, MIB = 4096, 2, 1 << 20
 
 
 class Client:
@@ -236,3 +239,22 @@ def test_memory_that_the_client_refuses(store: Store) -> None:
     store.registers = 0
     wait_until("the breaker lets a call through", lambda: store.put_from(keys, rows, soon()) == [HIT])
     assert len(store.registered) == 2
+
+
+@pytest.mark.parametrize(
+    ("remote", "row_bytes", "rows", "expected"),
+    [
+        ({"type": "redis", "host": "h"}, MIB, 1000, 0),
+        ({"type": "lmcache", "host": "h", "port": 1}, MIB, 1000, 0),
+        ({"type": "mooncake", "master": "m:1"}, MIB, 1000, 16),
+        ({"type": "mooncake", "master": "m:1"}, 64 << 20, 1000, 1),
+        ({"type": "mooncake", "master": "m:1"}, SIZE, 10_000, MOST_KEYS),
+        ({"type": "mooncake", "master": "m:1"}, MIB, 40, 5),
+        ({"type": "infinistore", "host": "h", "port": 1, "experimental": True}, MIB, 4, 1),
+    ],
+)
+def test_rows_that_are_set_aside(remote: dict[str, Any], row_bytes: int, rows: int, expected: int) -> None:
+    """None for clients of our own; never so many that a small tier suffers, and never none where one can be lent."""
+    config: RemoteStore = TypeAdapter[RemoteStore](RemoteStore).validate_python(remote)
+    assert most_lent(config, row_bytes, rows) == expected
+    assert most_lent(None, row_bytes, rows) == 0

@@ -182,7 +182,8 @@ def last_store_leaves(pool: Pool, left: int) -> None:
     """It is scaled away and moves its blocks to the others first, though somebody has just read them."""
     leaving = f"{pool.name}-store-{left}"
     pool.hold(f"statefulset/{pool.name}-store", left)
-    wait_until(f"{leaving} is gone", lambda: not pool.exists(leaving), 90, poll_s=0.5)
+    # Sooner than after its grace period: 15 s in which nothing moves any more, for the last lease, and then at once.
+    wait_until(f"{leaving} is gone", lambda: not pool.exists(leaving), 60, poll_s=0.5)
     degraded = pool.wait("BackendAvailable", "StoreDegraded", 20)
     assert degraded["message"] == (
         f"Mooncake answers, but StatefulSet {pool.name}-store has {left} of {left + 1} Pods ready"

@@ -89,10 +89,12 @@ class Store:
 
     def _pod(self, host: str, workload: Manifest, paths: dict[str, str]) -> None:
         (container,) = workload["spec"]["template"]["spec"]["containers"]
-        program, *flags = container["command"]
+        words: list[str] = container["command"]
+        at = next(number for number, word in enumerate(words) if word in ("mooncake_master", "mooncake_client"))
+        program, flags = words[at], words[at + 1 :]
         environment = {one["name"]: one["value"] for one in container["env"] if "value" in one}
         own = {**self.names, **paths, "$(POD_IP)": host}
-        command = [str(OVERLAY / "mooncake" / program), *(localized(flag, own, self.ports) for flag in flags)]
+        command = [*words[:at], str(OVERLAY / "mooncake" / program), *(localized(flag, own, self.ports) for flag in flags)]
         if program == "mooncake_master":
             # On one machine the others have the same port; in a cluster each Pod has its own address anyway.
             command += [

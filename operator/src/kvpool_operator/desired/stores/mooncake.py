@@ -212,7 +212,7 @@ def port_ranges() -> dict[str, str]:
 
 def _stores(pool: Pool, backend: Backend) -> Manifest:
     mooncake = settings(backend)
-    command = store_command(pool, backend)
+    command = mooncake_leave.ended_by_sigterm(store_command(pool, backend))
     leave = mooncake_leave.command(names.service_host(pool, names.master(pool)), ADMIN_PORT)
     rdma = mooncake.rdma.resource if mooncake.protocol == "RDMA" and mooncake.rdma else None
     # 200 only while the segment is mounted, that is, while the master knows this store.

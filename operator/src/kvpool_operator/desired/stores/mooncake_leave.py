@@ -1,15 +1,20 @@
 """How a Mooncake store leaves its pool: before it is told to end, its blocks are moved to the other stores.
 
-A store that is merely told to end (SIGTERM) ends at once and tells nobody: for ``client_ttl`` its blocks are looked for in vain,
+A store that is merely told to end (SIGTERM) tells nobody: for ``client_ttl`` its blocks are looked for in vain,
 and then they are lost. The master can drain a segment (``POST /api/v1/drain_jobs``): nothing new is put there, and the store
 copies its blocks to others. A drained store is not counted on any more, even before it ends.
 
 Seen with 0.3.13.post1: about 16 blocks a second at most; blocks stay readable meanwhile; a job with nowhere to move to stays
 RUNNING, so the script sees that nothing moves for 15 s and lets the store end: a block that somebody has just read has a
 lease of up to ten seconds and does not move before that. Only the leader of several masters takes the job.
+
+The store knows no SIGTERM. As the first process of its container it would not even be ended by one, and its Pod would take the
+whole of its grace period, so a shell is the first process.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 SECONDS = 60
 """Moving ends after this: a node that is drained should not wait for gigabytes that can be computed again."""
@@ -38,6 +43,18 @@ while [ -n "$job" ] && [ "$still" -lt 30 ]; do
   esac
 done
 """
+_FIRST_PROCESS = r"""
+"$0" "$@" & store=$!
+trap 'kill "$store"' TERM
+wait "$store"; code=$?
+if kill -0 "$store" 2>/dev/null; then wait "$store"; code=$?; fi  # it was told to end, which ended the first wait
+exit "$code"
+"""
+
+
+def ended_by_sigterm(store: Sequence[str]) -> list[str]:
+    """The command of a container whose store ends when it is told to. The code is the store's."""
+    return ["bash", "-c", _FIRST_PROCESS, *store]
 
 
 def command(host: str, port: int) -> list[str]:
