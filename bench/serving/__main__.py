@@ -1,4 +1,4 @@
-"""``python -m bench.serving``: one run, a quarter of an hour on two cores. The last line is JSON; exit code 1 if a goal was missed.
+"""``python -m bench.serving``: one run, 13 minutes on two cores. The last line is JSON; exit code 1 if a goal was missed.
 
 Part 1, modes interleaved: each prompt cold without the connector, with it and with LMCache; then warm from host memory.
 Part 2: the engine with the connector is ended and comes back with its disk. Part 3: time between tokens. Part 4: engines that

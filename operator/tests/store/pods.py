@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from testkit.servers import CACHE, free_port, server_command, wait_until
@@ -88,24 +88,38 @@ class PodProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def pids(self) -> set[int]:
+        """Of all of its processes."""
+        pids = (int(place.name) for place in Path("/proc").glob("[0-9]*"))
+        return {pid for pid in pids if _group_of(pid) == self.pid}
+
     def kill(self) -> None:
         """As when the node is lost."""
-        self._end(signal.SIGKILL)
+        self._end(os.killpg, signal.SIGKILL)
 
     def stop(self) -> None:
-        self._end(signal.SIGTERM)
+        """The first process is told, as by the kubelet."""
+        self._end(os.kill, signal.SIGTERM)
 
-    def _end(self, number: int) -> None:
+    def _end(self, tell: Callable[[int, int], None], number: int) -> None:
         if self._process is None:
             return
         if self.runs:
-            os.killpg(self._process.pid, number)
+            tell(self._process.pid, number)
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(timeout=10)
         self._process = None
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 __all__ = ["PodProcess", "fresh_ports", "localized", "program_wrappers", "wait_until"]

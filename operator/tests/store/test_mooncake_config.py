@@ -94,7 +94,11 @@ class Store:
         program, flags = words[at], words[at + 1 :]
         environment = {one["name"]: one["value"] for one in container["env"] if "value" in one}
         own = {**self.names, **paths, "$(POD_IP)": host}
-        command = [*words[:at], str(OVERLAY / "mooncake" / program), *(localized(flag, own, self.ports) for flag in flags)]
+        command = [
+            *words[:at],
+            str(OVERLAY / "mooncake" / program),
+            *(localized(flag, own, self.ports) for flag in flags),
+        ]
         if program == "mooncake_master":
             # On one machine the others have the same port; in a cluster each Pod has its own address anyway.
             command += [
@@ -234,9 +238,11 @@ def test_stores_listen_on_the_ports_that_the_network_policy_opens(plain: Store) 
         *plain.local_ports,
     }
     for host in STORES:
-        process = plain.pods[host].pid
+        processes = [f"pid={pid}," for pid in plain.pods[host].pids]
         lines = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
-        ports = {int(line.split()[3].rpartition(":")[2]) for line in lines if f"pid={process}," in line}
+        ports = {
+            int(line.split()[3].rpartition(":")[2]) for line in lines if any(process in line for process in processes)
+        }
         assert ports
         assert ports <= allowed
 

@@ -24,7 +24,13 @@ def test_a_store_that_is_killed() -> None:
 
 def test_a_store_that_is_told_to_end() -> None:
     """It gets the signal, has the time that it takes, and its words are passed on as they are."""
-    words = ["bash", "-c", "trap 'sleep 0.3; echo \"$1\"; exit 5' TERM; echo there; while :; do sleep 0.05; done", "-", "a  b"]
+    words = [
+        "bash",
+        "-c",
+        "trap 'sleep 0.3; echo \"$1\"; exit 5' TERM; echo there; while :; do sleep 0.05; done",
+        "-",
+        "a  b",
+    ]
     with subprocess.Popen(ended_by_sigterm(words), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "there\n"
