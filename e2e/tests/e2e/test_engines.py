@@ -65,46 +65,54 @@ def pool(stage: Stage, request: pytest.FixtureRequest) -> Iterator[Pool]:
         pool = stage.apply(manifest)
         pool.ready(ENGINES_S)
         yield pool
+        for pod in pool.pods("engine"):  # shown when the test fails
+            print(f"---- the end of {pod}'s log\n{pool.kubectl('logs', pod, '--tail=60')}")
         pool.delete()
 
 
-def is_written(url: str, number: int, wait_s: float) -> Answer | None:
+def is_written(url: str, number: int) -> Answer | None:
     """The engine's answer, if the most of its prompt was stored."""
     before = chunks(url, "written", "remote")
     computed = answer(url, number)
     enough = before + 0.75 * whole_blocks(computed)
     try:
-        wait_until("the prompt is in the store", lambda: chunks(url, "written", "remote") >= enough, wait_s, poll_s=0.5)
+        wait_until("the prompt is in the store", lambda: chunks(url, "written", "remote") >= enough, 10, poll_s=0.5)
     except TimeoutError:
         return None
     return computed
 
 
-def is_loaded(url: str, number: int, computed: Answer) -> None:
-    """By the other engine, which says the same."""
-    loaded = answer(url, number)
-    assert loaded.text == computed.text
-    assert loaded.cached_tokens >= 0.75 * whole_blocks(computed) * BLOCK_TOKENS
-    print(f"computed in {computed.ttft_s:.2f} s, loaded by the other engine in {loaded.ttft_s:.2f} s")
+def share(one: str, other: str, numbers: range) -> None:
+    """What one engine computes, the other one loads, and says the same. Several tries: the breaker looks at a store that was
+    away from time to time, and of two engines in Pods on the same cores one may stand still for longer than a load may take
+    (docs/compatibility.md)."""
+    tries = []
+    for number in numbers:
+        if (computed := is_written(one, number)) is None:
+            tries.append("not written")
+            continue
+        loaded = answer(other, number)
+        assert loaded.text == computed.text
+        tries.append(
+            f"computed in {computed.ttft_s:.2f} s, {loaded.cached_tokens} tokens loaded in {loaded.ttft_s:.2f} s"
+        )
+        if loaded.cached_tokens >= 0.75 * whole_blocks(computed) * BLOCK_TOKENS:
+            print(tries)
+            return
+    pytest.fail(f"the engines share nothing: {tries}")
 
 
 def test_two_engines_share_the_store_and_answer_without_it(pool: Pool) -> None:
     one, other = urls(pool)
     greet(one)
     greet(other)
-    computed = is_written(one, 0, 60)
-    assert computed is not None
-    is_loaded(other, 0, computed)
+    share(one, other, range(3))
 
     stores = pool.pods("store")
     assert stores
     for pod in stores:
         pool.kill(pod)
-    assert answer(one, 1).text == answer(other, 1).text
+    assert answer(one, 10).text == answer(other, 10).text
 
     pool.ready()
-    for number in range(2, 10):  # the breaker looks again from time to time
-        if (computed := is_written(one, number, 10)) is not None:
-            break
-    assert computed is not None, "the engine does not write to the store that is back"
-    is_loaded(other, number, computed)
+    share(one, other, range(11, 19))
