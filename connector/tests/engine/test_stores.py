@@ -3,14 +3,19 @@ loses the store in mid-use without an error. Redis itself is in test_bytes.py.""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from pydantic import TypeAdapter
 
 from connector.tests.engine.harness import PATTERN, prompt, running
-from kvpool_connector.stores import Outcome
+from kvpool_connector.config import RemoteStore
+from kvpool_connector.identity import document_name
+from kvpool_connector.stores import Breaker, Outcome
+from kvpool_connector.stores.factory import make_store
 from kvpool_connector.transfer import Kind
 from testkit.lmcache import LMCacheServer
 from testkit.mooncake import MooncakePool, make_importable
@@ -54,6 +59,7 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
             text, cached = engine.generate(prompt(1, WORDS))
             assert cached == 0
             engine.settle()
+            _has_the_document(kvpool["remote"], engine.mover._rows.parts.identity)
             computed = engine.snapshot(Kind.STORE)
             assert len(computed) >= 3
             engine.forget(tiers=True)
@@ -97,5 +103,18 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
             engine.overwrite()
             assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
             engine.assert_nothing_is_left()
+    finally:
+        store.close()
+
+
+def _has_the_document(remote: object, identity: str) -> None:
+    """The first writer stores what an identity stands for, beside the parts."""
+    config: RemoteStore = TypeAdapter[RemoteStore](RemoteStore).validate_python(remote)
+    store = make_store(config, Breaker())
+    try:
+        wait_until(
+            "the identity's document is in the store",
+            lambda: store.exists([document_name(identity)], time.monotonic() + 5) == [Outcome.HIT],
+        )
     finally:
         store.close()

@@ -230,6 +230,17 @@ def test_a_buffer_elsewhere_is_a_mistake_of_ours(store: Store) -> None:
     assert store.client.calls == []
 
 
+def test_a_client_without_memory_is_only_asked() -> None:
+    """A mistake of ours is no outcome: it would be a store that silently keeps nothing."""
+    store = Store(None)
+    for move in (store.get_into, store.put_from):
+        with pytest.raises(ValueError, match="made without memory"):
+            move([b"k"], buffers(0, 1), soon())
+    assert store._ask(lambda native: [0], 1, store._change, soon()) == [HIT]
+    assert store.registered == []
+    store.close()
+
+
 def test_memory_that_the_client_refuses(store: Store) -> None:
     """The store fails, and is left, until it does not."""
     keys, rows = values(1)

@@ -277,7 +277,7 @@ def test_the_greeting_is_written_once_per_connection(make: Make) -> None:
     """And not over what another engine wrote."""
     data: dict[bytes, bytes] = {}
     store = FakeStore(data)
-    make(store, greeting=(b"name", b"document"))
+    make(store, greeting=(b"name", memoryview(b"document")))
     wait_until("more heartbeats", lambda: len(store.called("ping")) >= 3)
     assert (data, store.called("put")) == ({b"name": b"document"}, [[b"name"]])
     data.clear()
@@ -286,7 +286,7 @@ def test_the_greeting_is_written_once_per_connection(make: Make) -> None:
 
     data[b"name"] = b"of another"
     other = FakeStore(data)
-    make(other, greeting=(b"name", b"document"))
+    make(other, greeting=(b"name", memoryview(b"document")))
     wait_until("more heartbeats", lambda: len(other.called("ping")) >= 3)
     assert (data, other.called("put")) == ({b"name": b"of another"}, [])
 

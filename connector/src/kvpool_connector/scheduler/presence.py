@@ -48,7 +48,7 @@ class Presence:
         names: Callable[[Key], Iterable[bytes]],
         timeout_s: Callable[[int], float],
         patience_s: float,
-        greeting: tuple[bytes, bytes] | None = None,
+        greeting: tuple[bytes, memoryview] | None = None,
         absent_s: float = ABSENT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,7 +59,8 @@ class Presence:
         patience_s: after this the store is taken for lost. Longer than the time-out: an answer that is merely late is
             still good for the next request, and no reason to close the connection.
         absent_s: how long a key that was absent is taken to be so.
-        greeting: a name and a value to store once per connection, unless the name is there: the identity document.
+        greeting: a name and a value to store once per connection, unless the name is there: the identity document. It lies where
+            the store's client can take it from.
         """
         self._store, self._names, self._clock = store, names, clock
         self._timeout_s, self._patience_s = timeout_s, patience_s
@@ -197,7 +198,7 @@ class Presence:
             name, value = self._greeting
             deadline = time.monotonic() + self._patience_s
             if self._store.exists([name], deadline) == [Outcome.MISS]:
-                self._store.put_from([name], [memoryview(value)], deadline)
+                self._store.put_from([name], [value], deadline)
         self._generation = generation
         self._reachable = reached
         self._tried = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import mmap
 from collections.abc import Sequence
 
 
@@ -14,12 +15,19 @@ def address_of(buffer: memoryview) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Memory:
-    """The arena of a rank."""
+    """The arena of a rank, or what holds the one value of a client."""
 
     view: memoryview
     """All of it: bytes, writable."""
     most_lent: int
     """Buffers of one read, at most: so many can be replaced while a call that was given up may still write into them."""
+
+    @classmethod
+    def holding(cls, value: bytes) -> Memory:
+        """Memory of one value, for a client that puts nothing else."""
+        view = memoryview(mmap.mmap(-1, len(value)))
+        view[:] = value
+        return cls(view, 1)
 
     def places(self, buffers: Sequence[memoryview]) -> list[int]:
         """The address of each buffer; of one that is empty, any.

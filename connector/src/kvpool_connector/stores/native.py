@@ -46,7 +46,7 @@ class NativeStore(abc.ABC):
     def __init__(self, where: str, breaker: Breaker, memory: Memory | None) -> None:
         """Args:
         where: names the store in the log; no credentials.
-        memory: where all buffers lie. None: no value will be moved.
+        memory: where all buffers lie. None: it is only asked.
         """
         self._where, self._breaker, self._memory = where, breaker, memory
         self._caller = Caller("store")
@@ -100,12 +100,17 @@ class NativeStore(abc.ABC):
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """A few at a time: no more are ever lent."""
-        most = self._memory.most_lent if self._memory else MOST_KEYS
-        return self._move(self._read, self._reading, min(most, MOST_KEYS), keys, buffers, deadline)
+        return self._move(self._read, self._reading, self._known.most_lent, keys, buffers, deadline)
 
     def put_from(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """A key that is there keeps its value: HIT, though nothing is written."""
         return self._move(self._write, self._change, MOST_KEYS, keys, buffers, deadline)
+
+    @property
+    def _known(self) -> Memory:
+        if self._memory is None:
+            raise ValueError("this client was made without memory: it can only ask")
+        return self._memory
 
     def close(self) -> None:
         """Disconnect. Where a call hangs, it is left to end with the process."""
@@ -134,14 +139,14 @@ class NativeStore(abc.ABC):
 
         Args:
             verdict: the outcome of a key by its code and size.
-            most: keys of one call.
+            most: keys of one call; never more than `MOST_KEYS`.
         """
         self._lent = None
         outcomes: list[Outcome] = []
-        for start in range(0, len(keys), most):
-            part = slice(start, start + most)
+        for start in range(0, len(keys), min(most, MOST_KEYS)):
+            part = slice(start, start + min(most, MOST_KEYS))
             sizes = list(map(len, buffers[part]))
-            places = self._memory.places(buffers[part]) if self._memory else []
+            places = self._known.places(buffers[part])
             call = functools.partial(move, names=list(map(name_of, keys[part])), places=places, sizes=sizes)
             got, works = self._call(call, sizes, verdict, deadline, start)
             outcomes += got

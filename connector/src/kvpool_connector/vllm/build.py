@@ -11,7 +11,7 @@ from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import ABSENT_S, AWAITED_S, Presence
 from kvpool_connector.scheduler.verify import Verification
-from kvpool_connector.stores import Breaker
+from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.tiers.journal import Journal
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
@@ -62,12 +62,12 @@ def _disk(spec: KVPoolSpec) -> DiskIndex | None:
 
 def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presence:
     assert spec.settings.remote is not None
-    timeouts = spec.settings.remote.timeouts
+    timeouts, document = spec.settings.remote.timeouts, Memory.holding(canonical(spec.document))
     return Presence(
-        spec.connect(Breaker()),
+        spec.connect(Breaker(), document),
         names=lambda key: [spec.part_name(rank, key) for rank in range(world_size)],
         timeout_s=lambda questions: admission.lookup_patience_s(questions, timeouts.lookup_ms / 1000),
         patience_s=timeouts.connect_ms / 1000,
-        greeting=(document_name(spec.identity), canonical(spec.document)),
+        greeting=(document_name(spec.identity), document.view),
         absent_s=AWAITED_S if spec.role is Role.CONSUMER else ABSENT_S,
     )
