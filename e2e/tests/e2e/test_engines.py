@@ -84,8 +84,8 @@ def is_written(url: str, number: int) -> Answer | None:
 
 def share(one: str, other: str, numbers: range) -> None:
     """What one engine computes, the other one loads, and says the same. Several tries: the breaker looks at a store that was
-    away from time to time, and with everything on two cores the first load after Mooncake's stores came back was seen to
-    bring 11 or 33 of 37 blocks in its 2 s. Why is not known."""
+    away from time to time, and with everything on two cores a call of Mooncake's client was seen to take longer than the 2 s that
+    a load has, in one load of three, also before a store was lost. Why is not known."""
     tries = []
     for number in numbers:
         if (computed := is_written(one, number)) is None:
