@@ -37,15 +37,18 @@ Condition = dict[str, str]
 
 
 def settings(*, real_engines: bool) -> dict[str, Any]:
-    """Of the chart: small requests, vLLM's environment for LMCache's server, and stand-ins for engines unless they are real."""
+    """Of the chart: small requests, so that a group of stores finds room on two cores, vLLM's environment for LMCache's server, and
+    stand-ins for engines unless they are real. Where engines compute, stores get ten times as much: the less a Pod asks for, the
+    longer the kernel was seen to let it stand still (docs/compatibility.md)."""
     volumes, mounts = pod_volumes([_VENV])
-    store = {"name": "store", "resources": {"requests": {"cpu": "20m"}}, "volumeMounts": mounts}
-    engine: dict[str, Any] = {"name": "engine", "resources": {"requests": {"cpu": "20m"}}}
+    cpu = "200m" if real_engines else "20m"
+    store = {"name": "store", "resources": {"requests": {"cpu": cpu}}, "volumeMounts": mounts}
+    engine: dict[str, Any] = {"name": "engine"}
     spec: dict[str, Any] = {"containers": [engine]}
     if not real_engines:
         # What the operator writes as arguments becomes the shell's, which does not look at them.
         engine["command"] = ["sh", "-c", _HEALTH_ALONE, "engine"]
-        engine["resources"]["requests"]["memory"] = "128Mi"
+        engine["resources"] = {"requests": {"cpu": cpu, "memory": "128Mi"}}
         engine["lifecycle"] = {"preStop": {"sleep": {"seconds": 1}}}
         spec["terminationGracePeriodSeconds"] = 2
     return {

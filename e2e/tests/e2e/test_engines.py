@@ -84,8 +84,8 @@ def is_written(url: str, number: int) -> Answer | None:
 
 def share(one: str, other: str, numbers: range) -> None:
     """What one engine computes, the other one loads, and says the same. Several tries: the breaker looks at a store that was
-    away from time to time, and with everything on two cores a call of Mooncake's client was seen to take longer than the 2 s that
-    a load has, in one load of three, also before a store was lost. Why is not known."""
+    away from time to time, and where all Pods share two cores the kernel was seen to let a store stand still for seconds, though
+    rarely (docs/compatibility.md)."""
     tries = []
     for number in numbers:
         if (computed := is_written(one, number)) is None:
