@@ -7,7 +7,7 @@ import pytest
 from bench.serving.client import parse_metrics
 from bench.serving.engines import CHUNK_TOKENS
 from bench.serving.judge import GOALS, Figure, Goal, missed, paired, verdict
-from bench.serving.latency import Gaps, check_traffic, p99, ratios
+from bench.serving.latency import Gaps, check_traffic, p99, rare, typical
 from bench.serving.rounds import check_source
 
 AT_MOST, AT_LEAST = Goal("", 1.0), Goal("", 1.0, at_least=True)
@@ -46,11 +46,21 @@ def test_quotients_are_of_the_same_prompt() -> None:
     assert paired([("a", 1.0)], [("b", 1.0)]) is None
 
 
-def test_gaps_of_all_repetitions_are_judged_together() -> None:
-    busy, quiet = Gaps([[1.0] * 9 + [10.0], [2.0] * 30]), Gaps([[1.0] * 10, [1.0] * 10])
-    figure = ratios(busy, quiet, max)
+def test_median_gaps_are_compared_repetition_by_repetition() -> None:
+    """The third one's machine was three times as slow for both."""
+    busy, quiet = Gaps([[1.0, 1.1, 9.0], [2.2, 2.2], [3.3]]), Gaps([[1.0], [2.0], [3.0]])
+    figure = typical(busy, quiet)
     assert figure is not None
-    assert (figure.median, figure.quartiles, figure.n) == (10.0, (4.0, 6.0, 8.0), 2)
+    assert (round(figure.median, 9), figure.n) == (1.1, 3)
+    assert typical(Gaps(), Gaps()) is None
+
+
+def test_rare_gaps_of_all_repetitions_are_judged_together() -> None:
+    busy, quiet = Gaps([[1.0] * 99 + [10.0] * 2, [1.0] * 200]), Gaps([[1.0] * 10, [1.0] * 10])
+    figure = rare(busy, quiet)
+    assert figure is not None
+    assert (figure.median, figure.quartiles, figure.n) == (1.0, (3.25, 5.5, 7.75), 2)  # two of 301; two of 101, none
+    assert rare(Gaps(), Gaps()) is None
     assert p99([float(number) for number in range(101)]) == 99.0
 
 
