@@ -146,8 +146,8 @@ def typical(above: Gaps, below: Gaps) -> Figure | None:
 
 
 def rare(above: Gaps, below: Gaps) -> Figure | None:
-    """The 99th percentile of all gaps together, of which one repetition has too few, with the spread over repetitions; None without
-    any."""
+    """The 99th percentile of all gaps together, of which one repetition has too few, with the spread over repetitions; None
+    without any."""
     each = [p99(a) / p99(b) for a, b in zip(above.seconds, below.seconds, strict=True)]
     if not each:
         return None
