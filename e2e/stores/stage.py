@@ -38,8 +38,8 @@ Condition = dict[str, str]
 
 def settings(*, real_engines: bool) -> dict[str, Any]:
     """Of the chart: small requests, so that a group of stores finds room on two cores, vLLM's environment for LMCache's server,
-    and stand-ins for engines unless they are real. Where engines compute, stores get ten times as much: the less a Pod asks for,
-    the longer the kernel was seen to let it stand still (docs/compatibility.md)."""
+    and stand-ins for engines unless they are real. Where engines compute, stores get ten times as much: of Pods that
+    ask for 20m the kernel was seen to let more stand still (docs/compatibility.md)."""
     volumes, mounts = pod_volumes([_VENV])
     cpu = "200m" if real_engines else "20m"
     store = {"name": "store", "resources": {"requests": {"cpu": cpu}}, "volumeMounts": mounts}

@@ -47,8 +47,8 @@ def test_quotients_are_of_the_same_prompt() -> None:
 
 
 def test_median_gaps_are_compared_repetition_by_repetition() -> None:
-    """The third one's machine was three times as slow for both."""
-    busy, quiet = Gaps([[1.0, 1.1, 9.0], [2.2, 2.2], [3.3]]), Gaps([[1.0], [2.0], [3.0]])
+    """The third time the machine was three times as slow for both; all gaps together would say 0.55."""
+    busy, quiet = Gaps([[1.0, 1.1, 9.0, 1.1, 1.1], [2.2, 2.2], [3.3]]), Gaps([[1.0], [2.0], [3.0] * 5])
     figure = typical(busy, quiet)
     assert figure is not None
     assert (round(figure.median, 9), figure.n) == (1.1, 3)
