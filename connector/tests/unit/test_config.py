@@ -5,32 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes, load, parse, parse_quantity
+from connector.tests.unit.configs import REMOTE, SMALLEST, refused, with_disk
+from kvpool_connector.config import parse
 from kvpool_connector.config.model import EvictionPolicy
 from kvpool_connector.log import get_logger
 from kvpool_connector.tiers.policy import make_policy
-
-SMALLEST: dict[str, Any] = {"tiers": {"cpu": {"size": "8Gi"}}}
-REMOTE: dict[str, Any] = {"type": "redis", "host": "store"}
-
-
-def with_disk(**changes: object) -> dict[str, Any]:
-    """The smallest configuration with a disk tier."""
-    return {"tiers": {"cpu": {"size": "8Gi"}, "disk": {"path": "/disk", "size": "64Gi"} | changes}}
-
-
-def refused(content: object) -> str:
-    """The message for a configuration that cannot be used."""
-    with pytest.raises(ConfigError) as caught:
-        parse(content, "the source")
-    return str(caught.value)
 
 
 def test_the_smallest_configuration_is_one_size() -> None:
@@ -236,147 +219,6 @@ def test_a_username_needs_a_password_file() -> None:
     text = refused(SMALLEST | {"remote": REMOTE | {"username": "kv"}})
     assert "remote: username is set without password_file" in text
     assert parse(SMALLEST | {"remote": REMOTE | {"username": "kv", "password_file": "/p"}}, "test").remote is not None
-
-
-# ---- sources -------------------------------------------------------------------------------------------------
-
-
-def test_from_the_file(tmp_path: Path) -> None:
-    """What the operator mounts."""
-    path = tmp_path / "kvpool.yaml"
-    path.write_text("tiers: {cpu: {size: 2Gi}}\ntenant: red\n")
-    config = load({}, {"KVPOOL_CONFIG_FILE": str(path)})
-    assert (config.tiers.cpu.size, config.tenant) == (2 << 30, "red")
-
-
-def test_from_the_command_line() -> None:
-    """What a person writes who starts vLLM by hand."""
-    assert load({"kvpool": SMALLEST, "spec_name": "other"}, {}) == parse(SMALLEST, "test")
-    assert load({"kvpool": SMALLEST}, {"KVPOOL_CONFIG_FILE": ""}) == parse(SMALLEST, "test")
-
-
-def test_two_sources_are_refused(tmp_path: Path) -> None:
-    """Which one wins would be a guess."""
-    with pytest.raises(ConfigError, match=r"two configurations: KVPOOL_CONFIG_FILE=/a .*remove one"):
-        load({"kvpool": SMALLEST}, {"KVPOOL_CONFIG_FILE": "/a"})
-
-
-def test_no_source_says_how_to_give_one() -> None:
-    """With an example that works."""
-    with pytest.raises(ConfigError, match="no configuration: set KVPOOL_CONFIG_FILE"):
-        load({}, {})
-
-
-def test_a_file_that_is_missing(tmp_path: Path) -> None:
-    """Named with the reason."""
-    with pytest.raises(ConfigError, match=r"KVPOOL_CONFIG_FILE=.*missing cannot be read: No such file or directory"):
-        load({}, {"KVPOOL_CONFIG_FILE": str(tmp_path / "missing")})
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load({}, {"KVPOOL_CONFIG_FILE": str(tmp_path)})
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    """Named with the reason."""
-    path = tmp_path / "closed"
-    path.write_text("")
-    path.chmod(0)
-    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
-        load({}, {"KVPOOL_CONFIG_FILE": str(path)})
-
-
-@pytest.mark.parametrize(
-    "content", [b"tiers: {cpu", b"\xff\xfe\x00", b"tenant: 2024-02-31", b"? [a]\n: b", b"a: !!int x"]
-)
-def test_a_file_that_is_not_yaml(tmp_path: Path, content: bytes) -> None:
-    """Including what PyYAML reports as something else than a YAML error."""
-    path = tmp_path / "kvpool.yaml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"kvpool\.yaml is not YAML: "):
-        load({}, {"KVPOOL_CONFIG_FILE": str(path)})
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(["version", "tiers", "cpu", "size", "remote", "type", "host", "timeouts", "pool", "x"]),
-                inner,
-            )
-        ),
-        max_leaves=12,
-    )
-)
-def test_any_content_is_a_configuration_or_a_config_error(content: object) -> None:
-    """Never another exception."""
-    try:
-        assert isinstance(parse(content, "test"), ConnectorConfig)
-    except ConfigError as error:
-        assert str(error).startswith("test: ")
-
-
-# ---- quantities ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("0", 0), (0, 0), (1024, 1024), ("1024", 1024), (" 5Gi ", 5 << 30), ("1k", 1000), ("1Ki", 1024), ("1M", 10**6),
-        ("1Mi", 1 << 20), ("1.5Gi", 3 << 29), (".5Ki", 512), ("5.Ki", 5120), ("1E", 10**18), ("1Ei", 1 << 60), ("1e9", 10**9),
-        ("1E9", 10**9), ("1e+3", 1000), ("15e-1k", None), ("1500e-2", 15), ("2Ti", 2 << 40), ("1P", 10**15), ("0.5", None),
-        ("1e-1", None), ("-1", None), ("1K", None), ("1ki", None), ("1KiB", None), ("1 Gi", None), ("Gi", None), ("", None),
-        ("1e", None), ("1e100", None), ("0x10", None), ("1_000", None), ("\u0661", None), ("inf", None), ("nan", None),
-    ],
-)  # fmt: skip
-def test_quantities(text: str | int, count: int | None) -> None:
-    """As Kubernetes reads them, as far as they are whole bytes."""
-    if count is None:
-        with pytest.raises(ValueError, match=r"is not a (size|whole number of bytes)"):
-            parse_quantity(text)
-    else:
-        assert parse_quantity(text) == count
-
-
-UNITS = {
-    "": 1,
-    "k": 1000,
-    "Ki": 1 << 10,
-    "M": 10**6,
-    "Mi": 1 << 20,
-    "G": 10**9,
-    "Gi": 1 << 30,
-    "T": 10**12,
-    "Ti": 1 << 40,
-}
-
-
-@given(st.integers(0, 1 << 63), st.sampled_from(sorted(UNITS)))
-def test_a_quantity_that_was_written_is_read(count: int, unit: str) -> None:
-    """Exactly, also above what a float holds."""
-    whole, rest = divmod(count, UNITS[unit])
-    if rest == 0:
-        assert parse_quantity(f"{whole}{unit}") == count
-    assert parse_quantity(count) == parse_quantity(str(count)) == count
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
-    """Never another exception, never a negative size."""
-    try:
-        assert parse_quantity(text) >= 0
-    except ValueError as error:
-        assert repr(text) in str(error)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (8 << 30, "8 GiB"), (5 << 50, "5120 TiB"), (-2048, "-2 KiB")],
-)
-def test_sizes_for_people(count: int, text: str) -> None:
-    """Binary units, at most one decimal."""
-    assert format_bytes(count) == text
 
 
 # ---- the package ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from helm_python import Chart
 from .kubectl import Kubectl, eventually
 
 REPOSITORY = Path(__file__).parents[3]
+POOL = {"backend": {"type": "Redis"}, "tiers": {"cpu": {"size": "1Gi"}}}
 CLUSTER = os.environ.get("KVPOOL_TEST_CLUSTER", "test-operator")
 """Two checkouts at once need two clusters."""
 SYSTEM = "kvpool-system"
@@ -194,6 +195,13 @@ def kubectl(environment: dict[str, str], operator: Operator) -> Iterator[Kubectl
     client("delete", "kvcachepools", "--all", "--wait=false")
     client("delete", "namespace", name, "--wait=false")
     assert "Traceback" not in operator.log, operator.log[-5000:]
+
+
+@pytest.fixture
+def pool(kubectl: Kubectl) -> Kubectl:
+    kubectl.apply_pool("demo", POOL)
+    kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
+    return kubectl
 
 
 def decoded(secret: dict[str, Any], key: str) -> str:

@@ -1,0 +1,63 @@
+"""Pods that ask for a pool, and whether they got it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .conftest import Operator
+from .kubectl import Kubectl
+
+SERVE_CONFIG = """\
+# An application with two models.
+applications:
+  - name: llms
+    route_prefix: "/"
+    args:
+      llm_configs:
+        - model_loading_config: {model_id: a, model_source: org/a}
+          engine_kwargs: {max_model_len: 4096}
+        - model_loading_config: {model_id: b}
+"""
+
+
+def pod(name: str, *, pool: str = "demo", **metadata: Any) -> dict[str, Any]:
+    head = {"name": name, "annotations": {"kvpool.dev/pool": pool} if pool else {}, **metadata}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": head, "spec": pod_spec()}
+
+
+def pod_spec(**container: Any) -> dict[str, Any]:
+    """Conforms to Pod Security "restricted", which the namespaces of these tests enforce."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    main = {
+        "name": "main",
+        "image": "vllm/vllm-openai:v0.32.0",
+        "command": ["vllm", "serve", "m"],
+        "args": ["--port", "8000"],
+        "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "8Gi"}},
+        "securityContext": security,
+        **container,
+    }
+    context = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {"containers": [main], "securityContext": context}
+
+
+def annotations_of(kubectl: Kubectl, name: str) -> dict[str, str]:
+    found: dict[str, str] = kubectl.must_get("pod", name)["metadata"].get("annotations", {})
+    return found
+
+
+def create(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
+    """Create it; returns what kubectl said beside."""
+    done = kubectl.run("create", "-f", "-", text=json.dumps(manifest))
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def is_injected(body: dict[str, Any]) -> bool:
+    return "kvpool.dev/injected" in body["metadata"].get("annotations", {})
+
+
+def calls(operator: Operator) -> int:
+    (line,) = [one for one in operator.metrics() if one.startswith("kvpool_operator_webhook_seconds_count")]
+    return int(line.split()[-1])

@@ -1,0 +1,88 @@
+"""Pods that are left as they are: the reason names the fix."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from kvpool_operator.injection.patch import diff
+
+from .injected import changed, reason
+from .patches import applied
+from .pods import SIDECAR, TRANSFER, container, pod, serve
+
+UNREADABLE = serve("--kv-transfer-config", "{not json")
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "NoVLLM": (pod(container(command=["nginx"])), "kvpool.dev/container"),
+    "NoVLLM, image": (pod(container(image="nginx:1", args=["x"])), "vllm serve"),
+    "NoVLLM, name": (pod(serve(), annotations={"kvpool.dev/container": "x"}), "containers are main"),
+    "SeveralVLLM": (pod(serve(), {**serve(), "name": "second"}), "main, second"),
+    "ShellCommand": (pod(container(command=["sh", "-c", "vllm serve m --port 1"])), "VLLM_ADDITIONAL_ARGS"),
+    "ShellCommand, reference": (
+        pod(
+            container(
+                command=["sh", "-c", "vllm serve m $VLLM_ADDITIONAL_ARGS"],
+                env=[{"name": "VLLM_ADDITIONAL_ARGS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}],
+            )
+        ),
+        "set its value",
+    ),
+    "NoArguments": (
+        pod(container(image="vllm/vllm-openai:v1")),
+        "args of ours would replace",
+    ),
+    "NotVLLMBackend": (
+        pod(container(name="kserve-container", image="kserve/huggingfaceserver:v1", args=["--backend=huggingface"])),
+        "--backend",
+    ),
+    "UnreadableConnector": (pod(UNREADABLE), "JSON object"),
+    "HashAlgorithm": (pod(serve("--prefix_caching_hash_algo", "sha256")), "sha256_cbor"),
+    "PrefixCachingOff": (pod(serve("--no-enable-prefix-caching")), "--no-enable-prefix-caching"),
+    "OwnConfiguration": (pod(serve(env=[{"name": "KVPOOL_CONFIG_FILE", "value": "/x"}])), "KVPOOL_CONFIG_FILE"),
+    "NameTaken": (pod(serve(volumeMounts=[{"name": "x", "mountPath": "/etc/kvpool/"}])), "/etc/kvpool"),
+    "ConnectorPresent": (pod(serve("--kv-offloading-size", "4")), "--kv-offloading-size"),
+    "ConnectorPresent, in a script": (
+        pod(container(command=["sh", "-c", f"vllm serve m {TRANSFER[0]} '{TRANSFER[1]}' $VLLM_ADDITIONAL_ARGS"])),
+        "can't be changed from outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_a_reason_names_the_fix(case: str) -> None:
+    body, fix = REASONS[case]
+    text = reason(body)
+    assert text.startswith(case.partition(",")[0] + ": ")
+    assert fix in text
+
+
+def test_a_volume_of_ours_that_is_somebody_elses() -> None:
+    body = pod(serve())
+    body["spec"]["volumes"] = [{"name": "kvpool-config", "emptyDir": {}}]
+    assert reason(body).startswith("NameTaken: the Pod has a volume kvpool-config of its own")
+
+
+def test_a_reason_goes_when_the_pod_is_injected_after_all() -> None:
+    annotations = {"kvpool.dev/pool": "demo", "kvpool.dev/skip-reason": "PoolMissing: x"}
+    assert "kvpool.dev/skip-reason" not in changed(pod(serve(), annotations=annotations))["metadata"]["annotations"]
+
+
+def test_a_pool_name_that_no_label_can_hold() -> None:
+    for name in ("-a", "a/b", "x" * 64, "A b", ""):
+        labels = changed(pod(serve()), key=("team", name))["metadata"]["labels"]
+        assert labels["kvpool.dev/consumer"] == "invalid"
+
+
+def test_a_pod_of_900_kb() -> None:
+    body = pod(serve(env=[{"name": f"V{number}", "value": "x" * 1000} for number in range(900)]), SIDECAR)
+    assert len(json.dumps(body)) > 900_000
+    began = time.perf_counter()
+    after = changed(body)
+    patch = diff(body, after)
+    seconds = time.perf_counter() - began
+    assert len(json.dumps(patch)) < 5000
+    assert applied(body, patch) == after
+    assert seconds < 0.05
