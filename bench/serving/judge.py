@@ -72,6 +72,17 @@ def paired(above: Times, below: Times) -> Figure | None:
     return Figure.of(values) if values else None
 
 
+def paired_by_start(above: Times, below: Times) -> Figure | None:
+    """The same, but one value per start of the engines, the median over its prompts: how fast a process is differs from start to
+    start by some percent, which more prompts do not average out. A prompt's name begins with its start, up to a colon."""
+    of_start: dict[str, list[float]] = {}
+    of_prompt = dict(below)
+    for prompt, seconds in above:
+        if prompt in of_prompt:
+            of_start.setdefault(prompt.partition(":")[0], []).append(seconds / of_prompt[prompt])
+    return Figure.of([statistics.median(values) for values in of_start.values()]) if of_start else None
+
+
 def from_json(content: Mapping[str, Any]) -> Figure:
     """A figure that another benchmark printed: ``quartiles`` and ``n``."""
     low, median, high = content["quartiles"]

@@ -6,7 +6,7 @@ import pytest
 
 from bench.serving.client import parse_metrics
 from bench.serving.engines import CHUNK_TOKENS
-from bench.serving.judge import GOALS, Figure, Goal, missed, paired, verdict
+from bench.serving.judge import GOALS, Figure, Goal, missed, paired, paired_by_start, verdict
 from bench.serving.latency import Gaps, check_traffic, p99, rare, typical
 from bench.serving.rounds import check_source
 
@@ -44,6 +44,16 @@ def test_quotients_are_of_the_same_prompt() -> None:
     figure = paired([("a", 1.0), ("b", 3.0), ("b", 9.0), ("c", 5.0)], [("b", 3.0), ("a", 2.0)])
     assert figure == Figure(1.0, (0.75, 1.0, 2.0), 3)
     assert paired([("a", 1.0)], [("b", 1.0)]) is None
+
+
+def test_a_start_counts_once_however_many_prompts_it_had() -> None:
+    """Start 1 was slower by a tenth for each of its three prompts; all prompts together would say 1.1."""
+    above = [("start 1: 1", 1.1), ("start 1: 2", 2.2), ("start 1: 3", 3.3), ("start 2: 1", 1.0), ("start 3: 1", 0.9)]
+    below = [("start 3: 1", 1.0), ("start 2: 1", 1.0), ("start 1: 1", 1.0), ("start 1: 2", 2.0), ("start 1: 3", 3.0)]
+    figure = paired_by_start([*above, ("start 4: 1", 9.0)], below)
+    assert figure is not None
+    assert ([round(quartile, 6) for quartile in figure.quartiles], figure.n) == ([0.95, 1.0, 1.05], 3)
+    assert paired_by_start([], below) is None
 
 
 def test_median_gaps_are_compared_repetition_by_repetition() -> None:
@@ -91,10 +101,24 @@ def test_tokens_from_another_tier_are_an_error() -> None:
             check_source("wrong", tier, {}, after, tokens)
 
 
-def test_loads_that_were_not_there_are_an_error() -> None:
+def test_traffic_of_another_kind_than_the_conditions_is_an_error() -> None:
     loads = 10 * 1024 // CHUNK_TOKENS["pool"]
-    check_traffic("busy", {}, {(LOADED, "memory"): 0.95 * loads}, 10)
-    check_traffic("resident", {}, {}, 10)
-    for condition, loaded in (("busy", 0.5 * loads), ("resident", 1.0)):
-        with pytest.raises(RuntimeError, match="chunks were loaded"):
-            check_traffic(condition, {}, {(LOADED, "memory"): loaded}, 10)
+    stored, loaded = ("kvpool:stored_chunks_total", ""), (LOADED, "memory")
+    for condition, right in (
+        ("busy", {loaded: 0.95 * loads, stored: 10.0}),
+        ("stores", {stored: 11.0}),  # one of the stream's own
+        ("quiet", {stored: 2.0}),
+        ("alone", {}),
+    ):
+        check_traffic(condition, {}, right, 10)
+        check_traffic(condition, right, {key: 2 * value for key, value in right.items()}, 10)
+    for condition, wrong in (
+        ("busy", {loaded: 0.5 * loads, stored: 10.0}),
+        ("busy", {loaded: 1.0 * loads, stored: 5.0}),
+        ("stores", {stored: 10.0, loaded: 1.0}),
+        ("stores", {}),
+        ("quiet", {stored: 10.0}),
+        ("quiet", {loaded: 1.0}),
+    ):
+        with pytest.raises(RuntimeError, match="chunks were"):
+            check_traffic(condition, {}, wrong, 10)
