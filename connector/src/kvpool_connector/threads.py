@@ -26,6 +26,8 @@ def start(name: str, task: Callable[[], object]) -> threading.Thread:
     """A running thread of kvpool: a daemon, since none may keep the process from ending, on cores of its choice."""
 
     def run() -> None:
+        with contextlib.suppress(OSError):  # for `top -H`; Python does so itself from 3.14 on
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(f"kvpool-{name}"[:15])
         try:
             if cores := wider(os.sched_getaffinity(0), _of_siblings(), _of_parent):
                 os.sched_setaffinity(0, cores)

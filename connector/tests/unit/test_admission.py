@@ -198,13 +198,35 @@ def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission) -> None
     assert admission.lookup_patience_s(1000, 2.0) == 2.0
 
 
+@pytest.mark.parametrize(("chunks", "worth"), [(1, False), (2, False), (3, True)])
+def test_the_store_is_asked_about_what_takes_longer_to_compute(admission: Admission, chunks: int, worth: bool) -> None:
+    """An answer and a load take a step each while others run."""
+    assert admission.worth_asking(chunks)
+    chunk_takes(admission, 0.02)
+    assert admission.worth_asking(chunks)  # what a step takes is not known
+    for seconds in (0.5, 0.022, 0.022):  # the first one had a small prefill in it
+        admission.computed(3, seconds)
+    assert admission.worth_asking(chunks) is worth
+
+
+def test_a_pause_is_no_step(admission: Admission) -> None:
+    chunk_takes(admission, 0.02)
+    for seconds in (0.005, 10.0, 10.0):
+        admission.computed(3, seconds)
+    admission.computed(0, 0.001)  # nothing but orders for the ranks
+    assert admission.decode_step_s == 0.005
+    assert admission.worth_asking(1)
+
+
 def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Rates are measured all the same, and shown."""
     admission = Admission(CHUNK, TOKENS, enabled=False, clock=clock)
     assert not admission.unmeasured(REMOTE)
     chunk_takes(admission, 0.1)
     settle(admission, REMOTE, 0.5)
+    admission.computed(1, 0.9)
     assert admission.allows(REMOTE)
+    assert admission.worth_asking(1)
     assert admission.fetch_budget_s(1, 5.0) == 5.0
     assert caplog.records == []
     assert admission.figures()["read_bytes_per_second", REMOTE] == pytest.approx(CHUNK / 0.5)
@@ -214,8 +236,10 @@ def test_the_decision_and_its_inputs_are_shown(admission: Admission) -> None:
     """What was not measured is not shown."""
     chunk_takes(admission, 0.1)
     admission.read(REMOTE, CHUNK, 0.5)
+    admission.computed(1, 0.03)
     assert admission.figures() == {
         ("prefill_tokens_per_second", None): pytest.approx(1000.0),
+        ("decode_step_seconds", None): 0.03,
         ("read_bytes_per_second", REMOTE): pytest.approx(CHUNK / 0.5),
         ("admitted", REMOTE): 0.0,
     }

@@ -78,6 +78,48 @@ def test_without_a_measured_prefill_a_slow_tier_is_loaded_from(below: tuple[Rig,
     assert load.fetch_s == UNKNOWN_BUDGET_S
 
 
+@pytest.fixture
+def among_others(rig: Make) -> Rig:
+    """Others run: a chunk takes 20 ms to compute, a step 15 ms. B and C are in memory, of others nothing is known."""
+    it = rig(measured=True, remote=True, slots=8)
+    chunk_takes(it, 0.02)
+    it.admission.computed(1, 0.015)
+    it.stored(B, C)
+    it.settle()
+    it.presence.remote.add(D)
+    it.pool.lookups.others_run = lambda: True
+    return it
+
+
+def test_the_end_of_a_prompt_is_computed_sooner_than_asked_for(among_others: Rig) -> None:
+    """Two chunks in memory, one that only the store may know of: the load of the two does not wait for that answer."""
+    it = among_others
+    it.pool.lookups.scan_begins(3)
+    assert [it.pool.lookup(key, "r") for key in (B, C, D)] == [HIT, HIT, MISS]
+    assert it.pool.counts["answer not waited for"] == 1
+    it.step()
+    sample(it, Tier.REMOTE, 0.001)
+    it.pool.lookups.scan_begins(1)
+    assert it.pool.lookup(D, "later") is HIT  # it was asked about all the same
+
+
+def test_more_than_the_end_is_waited_for(among_others: Rig) -> None:
+    it = among_others
+    it.pool.lookups.scan_begins(4)
+    assert [it.pool.lookup(key, "r") for key in (B, C, D)] == [HIT, HIT, RETRY]
+
+
+def test_nothing_passes_while_one_waits_alone(among_others: Rig) -> None:
+    """And what ran in one step may have ended in the next."""
+    it = among_others
+    it.pool.lookups.scan_begins(1)
+    assert it.pool.lookup(A, "r") is MISS
+    it.step()
+    it.pool.lookups.others_run = lambda: False
+    it.pool.lookups.scan_begins(1)
+    assert it.pool.lookup(D, "s") is RETRY
+
+
 def test_a_closed_tier_is_a_miss_and_is_measured_again(below: tuple[Rig, Tier]) -> None:
     """By probes that nobody waits for, at most one in a second; when it is fast again, its hits are loaded."""
     it, tier = below

@@ -32,6 +32,11 @@ MIN_STEP_TOKENS = 128
 SHARE_FOR_LOOKUP, UNKNOWN_PATIENCE_S, MOST_PATIENCE_S = 0.05, 0.5, 1.0
 """Of what computing a prompt would take: so long waiting for the store's answer is worth while. And as long as nothing was
 computed: on a busy node of two cores 0.2 s lost whole documents, each of which took seconds to compute (measured)."""
+STEPS_OF_A_HIT = 2
+"""What a hit in the store costs a request at least while others run: a step until the answer is known, and one for the load. (On
+the CPU a second one: vLLM 0.32 begins a load when the pass was launched, which there means computed.)"""
+MOST_STEP_S = 1.0
+"""What lies longer between two steps was a pause."""
 _WEIGHT = 0.5
 
 
@@ -62,6 +67,8 @@ class Admission:
         self._lines = {Tier.DISK: _Line(), Tier.REMOTE: _Line()}
         self.prefill_rate: float | None = None
         """Tokens per second, the best of late."""
+        self.decode_step_s: float | None = None
+        """What a step takes that only decodes, the best of late."""
 
     # ---- measurements --------------------------------------------------------------------------------------
 
@@ -75,6 +82,9 @@ class Admission:
     def computed(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long. Waiting and decoding in between only make it look slower, hence the
         best of late counts, not the mean."""
+        if 0 < tokens < MIN_STEP_TOKENS and 0 < seconds < MOST_STEP_S:
+            known = self.decode_step_s
+            self.decode_step_s = seconds if known is None or seconds < known else known + 0.05 * (seconds - known)
         if tokens < MIN_STEP_TOKENS or seconds <= 0:
             return
         rate = tokens / seconds
@@ -144,11 +154,21 @@ class Admission:
         worth_s = UNKNOWN_PATIENCE_S if compute_s is None else SHARE_FOR_LOOKUP * compute_s
         return max(least_s, min(worth_s, MOST_PATIENCE_S))
 
+    def worth_asking(self, chunks: int) -> bool:
+        """Whether a request shall wait for the store's answer about so many chunks while others run. The end of a prompt that is
+        otherwise cached is computed sooner than it is asked for, and loaded."""
+        compute_s = self.compute_s(chunks)
+        if not self._enabled or compute_s is None or self.decode_step_s is None:
+            return True
+        return compute_s > STEPS_OF_A_HIT * self.decode_step_s
+
     def figures(self) -> dict[tuple[str, Tier | None], float]:
         """Inputs and outcome, for metrics: ("prefill_tokens_per_second", None), ("read_bytes_per_second", tier), ..."""
         figures: dict[tuple[str, Tier | None], float] = {}
         if self.prefill_rate is not None:
             figures["prefill_tokens_per_second", None] = self.prefill_rate
+        if self.decode_step_s is not None:
+            figures["decode_step_seconds", None] = self.decode_step_s
         for tier, line in self._lines.items():
             if line.rate is not None:
                 figures["read_bytes_per_second", tier] = line.rate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Callable
 
 from kvpool_connector.scheduler.contents import Contents
 from kvpool_connector.scheduler.verify import Verification
@@ -47,7 +48,15 @@ class Lookups:
         self.failed_loads: Counter[str] = Counter()
         self.waiting = WaitingRequests()
         self._checked = False  # for answers, in this step
+        self.others_run: Callable[[], bool] = lambda: False
+        """Whether a step of other requests passes until a request that waits is looked up again; set by who knows the engine."""
+        self._others_run: bool | None = None  # in this step
+        self._scanned_to = 0
         self.probes: list[Probe] = []
+
+    def scan_begins(self, chunks: int) -> None:
+        """The next lookups are of a request that has so many chunks beyond those on the device."""
+        self._scanned_to = len(self.promised) + chunks
 
     def lookup(self, key: Key, req_id: str) -> Lookup:
         """HIT promises a slot until the end of this scheduling step, because a load that follows cannot be refused.
@@ -105,7 +114,7 @@ class Lookups:
         self.promised.clear()
         self.exceptional = bool(self.waiting or self.failed_loads or self._contents.broken or self._verification)
         self.waiting.next_step()
-        self._checked = False
+        self._checked, self._others_run = False, None
         if self._contents.disk is not None:
             self._contents.disk.end_step()
         if self._contents.presence is not None:
@@ -132,8 +141,18 @@ class Lookups:
                 return answer
         present = False if presence is None else presence.ask(key)
         if present is None:
-            return Lookup.RETRY
+            return self._wait_or_compute()
         return self._admit(Tier.REMOTE, key, _REMOTE) if present else Lookup.MISS
+
+    def _wait_or_compute(self) -> Lookup:
+        """The store was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
+        if self._others_run is None:
+            self._others_run = self.others_run()
+        chunks = max(self._scanned_to - len(self.promised), 1)
+        if not self._others_run or self._contents.admission.worth_asking(chunks):
+            return Lookup.RETRY
+        self._contents.counts["answer not waited for"] += 1
+        return Lookup.MISS
 
     def _lookup_busy(self, slot: int) -> Lookup:
         state = self._index.state[slot]

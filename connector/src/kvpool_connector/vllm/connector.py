@@ -20,10 +20,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.request import RequestStatus
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.transfer import Orders, Reports
-from kvpool_connector.vllm.handover import held_elsewhere, offer, promised
+from kvpool_connector.vllm.handover import Role, held_elsewhere, offer, promised
 from kvpool_connector.vllm.inert import StopOrContinue
 from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.prepare import SPEC, prepare
@@ -73,6 +74,8 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         """
         prepare(vllm_config, kv_cache_config, role)
         super().__init__(vllm_config, role, kv_cache_config)
+        if role is KVConnectorRole.SCHEDULER:
+            self._manager.pool.lookups.others_run = self._others_run
 
     # ---- worker process, main thread ---------------------------------------------------------------------
 
@@ -109,6 +112,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """The stock answer, with two exceptions that concern prefill and decode; see :mod:`kvpool_connector.vllm.handover`."""
+        self._manager.scan_begins(request.num_tokens - num_computed_tokens)
         tokens, loads = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
         if tokens is None or not params:
@@ -119,6 +123,11 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         if self._manager.awaits(request.request_id, min(whole, self._manager.whole_chunks(promised(params))) - found):
             return None, False
         return tokens, loads
+
+    def _others_run(self) -> bool:
+        """A decode engine waits for what its prefill engine writes, whoever else runs."""
+        statuses = self.scheduler._req_status.values()
+        return self._manager.role is not Role.CONSUMER and any(s.req.status is RequestStatus.RUNNING for s in statuses)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """See :meth:`request_finished_all_groups`, which vLLM calls unless another connector beside this one lacks it."""

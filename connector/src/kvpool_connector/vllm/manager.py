@@ -99,6 +99,10 @@ class KVPoolManager(OffloadingManager):
         """The tier, for vLLM's metrics."""
         return _SOURCES[self.pool.tier_of(key)]
 
+    def scan_begins(self, tokens: int) -> None:
+        """Called by the connector before the lookups of a request that has so many tokens beyond those on the device."""
+        self.pool.lookups.scan_begins(tokens // self._chunk_tokens)
+
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """See :meth:`Jobs.begin_load`."""
         transfer = self.pool.begin_load(list(keys), req_context.req_id)

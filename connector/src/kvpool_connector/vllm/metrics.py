@@ -24,6 +24,7 @@ BROKEN = "kvpool:broken"
 REACHABLE = "kvpool:store_reachable"
 _ADMISSION = {
     "prefill_tokens_per_second": "Prefill rate of this engine, the best of late; input of the admission decision.",
+    "decode_step_seconds": "What a step takes that only decodes, the best of late; input of the same decision.",
     "read_bytes_per_second": "Measured read rate of a tier per rank; input of the admission decision.",
     "admitted": "1 while hits of a tier are loaded, 0 while computing is faster.",
 }
