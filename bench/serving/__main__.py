@@ -112,7 +112,7 @@ def _report(rounds: Rounds, latency: Latency, alone: dict[str, Figure], load: fl
         "warm_disk_ratio": paired(seconds["disk reborn"], cold),
         "remote_ratio": paired(seconds["remote fresh, first hit"], cold),
         "vs_lmcache_mp": paired(warm, theirs),
-        "itl_median_ratio": typical(gaps["busy"], gaps["quiet"]),
+        "itl_median_ratio": typical(gaps["busy"].seconds, gaps["quiet"].seconds),
         "itl_p99_ratio": rare(gaps["busy"], gaps["quiet"]),
         **alone,
     }
@@ -120,9 +120,10 @@ def _report(rounds: Rounds, latency: Latency, alone: dict[str, Figure], load: fl
         "vs_lmcache_mp_aligned": paired(aligned, theirs),
         "lmcache_cold_ratio": paired(seconds["cold lmcache"], cold),
         "remote_ratio_later_hits": paired(seconds["remote fresh"], cold),
-        "itl_median_ratio_of_nothing": typical(gaps["again"], gaps["quiet"]),
-        "itl_median_ratio_of_stores_alone": typical(gaps["stores"], gaps["quiet"]),
-        "itl_median_ratio_to_vllm_alone": typical(gaps["quiet"], gaps["alone"]),
+        "itl_median_ratio_of_nothing": typical(gaps["again"].seconds, gaps["quiet"].seconds),
+        "itl_median_ratio_of_stores_alone": typical(gaps["stores"].seconds, gaps["quiet"].seconds),
+        "itl_median_ratio_to_vllm_alone": typical(gaps["quiet"].seconds, gaps["alone"].seconds),
+        "others_first_token_ratio_to_vllm_alone": typical(gaps["stores"].others_s, gaps["alone"].others_s),
         "itl_p99_ratio_of_stores_alone": rare(gaps["stores"], gaps["quiet"]),
     }
     figures, more = ({k: f for k, f in some.items() if f is not None} for some in (judged, beside))
@@ -130,7 +131,7 @@ def _report(rounds: Rounds, latency: Latency, alone: dict[str, Figure], load: fl
     missed = judge.missed(figures)
     print("bench-engine: " + (f"missed: {', '.join(missed)}" if missed else "ok"))
     line = {key: judge.as_json(figure) for key, figure in (figures | more).items()}
-    others = {condition: found.others for condition, found in gaps.items()}
+    others = {condition: sum(map(len, found.others_s)) for condition, found in gaps.items()}
     print(json.dumps({**line, "itl_others": others, "load_before": load, "machine": machine()}))
     return int(bool(missed))
 

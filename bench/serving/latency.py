@@ -60,10 +60,11 @@ CONDITIONS = {
 
 @dataclasses.dataclass
 class Gaps:
-    """Of one condition: a list of seconds per repetition, and how many others there were in each."""
+    """Of one condition: lists of seconds, one per repetition."""
 
     seconds: list[list[float]] = dataclasses.field(default_factory=list)
-    others: list[int] = dataclasses.field(default_factory=list)
+    others_s: list[list[float]] = dataclasses.field(default_factory=list)
+    """To the first token of each of the others."""
 
 
 class Latency:
@@ -97,18 +98,19 @@ class Latency:
             complete(self._stage.url(condition.engine), MODEL_NAME, self._other(next(documents), condition), 8)
             self._stage.settle()
             before = self._stage.metrics(condition.engine)
-            gaps, others = self._stream(condition, documents)
+            gaps, others_s = self._stream(condition, documents)
             self._stage.settle()
-            check_traffic(name, before, self._stage.metrics(condition.engine), others)
+            check_traffic(name, before, self._stage.metrics(condition.engine), len(others_s))
             self.gaps[name].seconds.append(gaps)
-            self.gaps[name].others.append(others)
+            self.gaps[name].others_s.append(others_s)
             self._say(
                 f"between tokens, {name:6} median {statistics.median(gaps) * 1e3:5.1f} ms, "
-                f"p99 {p99(gaps) * 1e3:6.1f} ms, {others} others"
+                f"p99 {p99(gaps) * 1e3:6.1f} ms; "
+                f"{len(others_s)} others, first token {statistics.median(others_s) * 1e3:4.0f} ms"
             )
 
-    def _stream(self, condition: Condition, documents: Iterator[int]) -> tuple[list[float], int]:
-        """The gaps of one request, and how many others came."""
+    def _stream(self, condition: Condition, documents: Iterator[int]) -> tuple[list[float], list[float]]:
+        """The gaps of one request, and what the others took to their first token, in seconds."""
         url, first, failed = self._stage.url(condition.engine), threading.Event(), threading.Event()
         prompt = self._own(STREAM_PROMPT_TOKENS)
         found: list[float] = []
@@ -123,17 +125,18 @@ class Latency:
         thread = threading.Thread(target=run)
         thread.start()
         first.wait()
-        others, due = 0, time.monotonic()
+        others_s: list[float] = []
+        due = time.monotonic()
         while thread.is_alive():
             reply = complete(url, MODEL_NAME, self._other(next(documents), condition), 1)
             if reply.cached_tokens != DOCUMENT_TOKENS:
                 raise RuntimeError(f"{condition}: {reply.cached_tokens} tokens of a document came from a cache")
-            others += 1
+            others_s.append(reply.ttft_s)
             due = max(due + PACE_S, time.monotonic())
             thread.join(due - time.monotonic())
         if failed.is_set():
             raise RuntimeError(f"{condition}: the streaming request failed")
-        return found, others
+        return found, others_s
 
     def _other(self, document: int, condition: Condition) -> list[int]:
         own = CHUNK_TOKENS["pool"] + (1 if condition.stores else -1)
@@ -169,9 +172,9 @@ def p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
-def typical(above: Gaps, below: Gaps) -> Figure | None:
-    """Median gap over median gap, repetition by repetition; None without any."""
-    each = [statistics.median(a) / statistics.median(b) for a, b in zip(above.seconds, below.seconds, strict=True)]
+def typical(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Figure | None:
+    """Median over median, repetition by repetition; None without any."""
+    each = [statistics.median(a) / statistics.median(b) for a, b in zip(above, below, strict=True)]
     return Figure.of(each) if each else None
 
 

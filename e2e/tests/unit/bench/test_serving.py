@@ -58,11 +58,11 @@ def test_a_start_counts_once_however_many_prompts_it_had() -> None:
 
 def test_median_gaps_are_compared_repetition_by_repetition() -> None:
     """The third time the machine was three times as slow for both; all gaps together would say 0.55."""
-    busy, quiet = Gaps([[1.0, 1.1, 9.0, 1.1, 1.1], [2.2, 2.2], [3.3]]), Gaps([[1.0], [2.0], [3.0] * 5])
+    busy, quiet = [[1.0, 1.1, 9.0, 1.1, 1.1], [2.2, 2.2], [3.3]], [[1.0], [2.0], [3.0] * 5]
     figure = typical(busy, quiet)
     assert figure is not None
     assert (round(figure.median, 9), figure.n) == (1.1, 3)
-    assert typical(Gaps(), Gaps()) is None
+    assert typical([], []) is None
 
 
 def test_rare_gaps_of_all_repetitions_are_judged_together() -> None:
