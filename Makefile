@@ -86,7 +86,7 @@ generate: ## Write the CRD and what is made from it
 	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate
 requirements: ## Compile the pins anew from requirements/*.in
 	tools/compile_requirements.sh
-bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, time between tokens, copy, index (25 min, quiet machine)
+bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, time between tokens, copy, index (35 min, quiet machine)
 	@tools/setup.sh lmcache
 	$(DEV)/python -m bench.serving $(ARGS)
 bench-admission: setup ## Never worse than no cache: first tokens with a store behind 1, 10 and 100 MB/s

@@ -1,4 +1,4 @@
-"""``python -m bench.serving``: one run, 25 minutes on two cores. The last line is JSON; exit code 1 if a goal was missed.
+"""``python -m bench.serving``: one run, 35 minutes on two cores. The last line is JSON; exit code 1 if a goal was missed.
 
 Part 1, modes interleaved: each prompt cold without the connector, with it and, in some starts, with LMCache; then warm from host
 memory. The engines are started several times, since how fast a process is differs from start to start. Part 2: the engine with
