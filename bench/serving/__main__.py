@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--fresh", type=int, default=3, help="starts of a fresh engine")
     parser.add_argument("--streams", type=int, default=24, help="streaming requests per condition")
     options = parser.parse_args()
+    if options.starts < 1:
+        parser.error("--starts: at least 1, the other parts need what these engines stored")
     say, load = stopwatch(), os.getloadavg()[1]
     alone = _alone(say)  # first: a mistake in one of them shows at once
     with Stage() as stage:

@@ -6,7 +6,7 @@ chunk of tokens that are its own: what is computed for them is nearly the same e
 - *quiet*: an engine with the connector that does nothing: one document, from the device's own prefix cache, and one token less
   than a whole chunk of its own: there is nothing to ask for, to load or to store.
 - *again*: the same once more. What differs from *quiet* is the machine: no figure is better known than this one is near 1.
-- *stores*: one token more than a chunk of its own: it is asked for, and stored into all tiers.
+- *stores*: one token more than a chunk of its own: it is asked for, though hardly waited for, and stored into all tiers.
 - *busy*: the same, and documents that the device cannot all hold: each is loaded from the memory tier.
 - *alone*: *quiet*, on vLLM without a connector.
 
