@@ -18,11 +18,12 @@ from pathlib import Path
 
 import redis
 
-from e2e.demo.report import machine
 from e2e.demo.stage import ENGINE_ARGUMENTS
 from e2e.demo.steps import DOCUMENT, stopwatch
 from testkit.engine import MODEL_NAME
+from testkit.engine_facts import facts_of
 from testkit.engine_process import EngineProcess
+from testkit.host import describe
 from testkit.http_client import ask
 from testkit.servers import KeyValueServer, wait_until
 from testkit.slow_link import SlowLink
@@ -86,7 +87,8 @@ def _fill(engine: EngineProcess, store: KeyValueServer, prompts: list[str]) -> N
     for prompt in prompts:
         before = int(parts.dbsize())
         answer = ask(engine.url, MODEL_NAME, prompt, max_tokens=1)
-        whole = (answer.prompt_tokens - 1 - answer.cached_tokens) // 32
+        facts = facts_of(engine.url)
+        whole = facts.parts(answer.prompt_tokens) - answer.cached_tokens // facts.chunk_tokens
         wait_until("its parts are in the store", lambda: parts.dbsize() >= before + whole, 60)  # noqa: B023
 
 
@@ -95,7 +97,7 @@ def _row(seconds: dict[str, list[float]]) -> str:
 
 
 def _report(seconds: dict[int, dict[str, list[float]]], cached: dict[int, int]) -> int:
-    figures: dict[str, object] = {"machine": machine()}
+    figures: dict[str, object] = {"machine": describe()}
     worst = 0.0
     print(f"\n{'link':>9} {'with store':>12} {'no cache':>12} {'ratio':>7} {'worst':>7}  tokens from the store")
     for speed, both in seconds.items():

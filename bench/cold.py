@@ -19,11 +19,12 @@ from pathlib import Path
 
 import redis
 
-from e2e.demo.report import machine
-from e2e.demo.stage import BLOCK_TOKENS, ENGINE_ARGUMENTS
+from e2e.demo.stage import ENGINE_ARGUMENTS
 from e2e.demo.steps import DOCUMENT, stopwatch
 from testkit.engine import MODEL_NAME
+from testkit.engine_facts import facts_of
 from testkit.engine_process import EngineProcess
+from testkit.host import describe
 from testkit.http_client import Answer, ask
 from testkit.servers import KeyValueServer, wait_until
 
@@ -52,6 +53,7 @@ def main() -> int:
             for engine in engines.values():
                 ask(engine.url, MODEL_NAME, "Say hello. " * 200, max_tokens=4)
             parts = redis.Redis(port=store.port)
+            facts = facts_of(engines["with"].url)
             expected = int(parts.dbsize())
             seconds: dict[str, list[float]] = {name: [] for name in engines}
             for number in range(ROUNDS):
@@ -64,7 +66,7 @@ def main() -> int:
                     _cold(answer)
                     seconds[name].append(answer.ttft_s)
                     if name == "with":
-                        expected += (answer.prompt_tokens - 1) // BLOCK_TOKENS
+                        expected += facts.parts(answer.prompt_tokens)
                         wait_until("its blocks are in the store", lambda: parts.dbsize() >= expected)  # noqa: B023
                 say(f"round {number + 1}: with {seconds['with'][-1]:.3f} s, without {seconds['without'][-1]:.3f} s")
         finally:
@@ -91,7 +93,7 @@ def _report(seconds: dict[str, list[float]]) -> int:
         "pair_ratio_quartiles": [round(quartile, 3) for quartile in quartiles],
         "n": len(pairs),
         "load_before": os.getloadavg()[2],
-        "machine": machine(),
+        "machine": describe(),
     }
     print("bench-figures: " + json.dumps(figures))
     return int(min(ratio, statistics.median(pairs)) > LIMIT)

@@ -25,11 +25,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.spread import quartiles, spread
-from e2e.demo.report import machine
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.worker.device.base import Chunk
 from kvpool_connector.worker.device.cpu import CpuDevice
-from testkit.engine import best_dtype
+from testkit.host import chosen_dtype, describe
 
 KV_MIB = 512
 BATCH_MIB = 96
@@ -50,8 +49,8 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = (
-    Layout("SmolLM2-135M float32, blocks of 32 tokens", 30, 48 << 10, 1, best_dtype() == "float32"),
-    Layout("SmolLM2-135M bfloat16, blocks of 32 tokens", 30, 24 << 10, 2, best_dtype() == "bfloat16"),
+    Layout("SmolLM2-135M float32, blocks of 32 tokens", 30, 48 << 10, 1, chosen_dtype() == "float32"),
+    Layout("SmolLM2-135M bfloat16, blocks of 32 tokens", 30, 24 << 10, 2, chosen_dtype() == "bfloat16"),
     Layout("SmolLM2-135M bfloat16, blocks of 16 tokens", 30, 12 << 10, 4, judged=False),
     Layout("one packed page of 720 KiB", 1, 720 << 10, 2, judged=True),
 )
@@ -78,7 +77,7 @@ def main() -> int:
     worst = min(judged, key=lambda case: statistics.median(case.shares))
     share = {"n": len(worst.shares), "quartiles": quartiles(worst.shares), "case": worst.name}
     by_case = {case.name: {"n": len(case.shares), "quartiles": quartiles(case.shares)} for case in cases}
-    print(json.dumps({"copy_share": share, "cases": by_case, "machine": machine()}))
+    print(json.dumps({"copy_share": share, "cases": by_case, "machine": describe()}))
     return int(statistics.median(worst.shares) < GOAL)
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.spread import quartiles, spread
-from e2e.demo.report import machine
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.tiers.slab import Slab
+from testkit.host import describe
 
 ROW_MIB = (1, 4)
 FILE_MIB = 512
@@ -51,7 +51,7 @@ def main() -> int:
         for name, slab, plain, shares in cases
     }
     worst = min(figures, key=lambda name: statistics.median(_shares(cases, name)))
-    print(json.dumps({"disk_share": {**figures[worst], "case": worst}, "cases": figures, "machine": machine()}))
+    print(json.dumps({"disk_share": {**figures[worst], "case": worst}, "cases": figures, "machine": describe()}))
     return int(statistics.median(_shares(cases, worst)) < GOAL)
 
 

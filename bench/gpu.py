@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from e2e.demo.report import machine
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.worker.device.base import Chunk, Device, Page
+from testkit.host import describe
 
 KV_GIB = 8
 BATCH_MIB = 512
@@ -75,7 +75,7 @@ def main() -> int:
     figures = {f"{layout.name}, {way}": _figure(shares) for layout, way, _, _, shares in cases}
     share = {**_figure(worst[4]), "case": f"{worst[0].name}, {worst[1]}"}
     gpu = torch.cuda.get_device_name()
-    print(json.dumps({"copy_share_gpu": share, "cases": figures, "gpu": gpu, "machine": machine()}))
+    print(json.dumps({"copy_share_gpu": share, "cases": figures, "gpu": gpu, "machine": describe()}))
     return int(statistics.median(worst[4]) < GOAL)
 
 

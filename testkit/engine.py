@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 from pathlib import Path
@@ -14,24 +13,6 @@ ENGINE_PYTHON = ROOT / ".venvs/engine/bin/python"
 CONNECTOR = ROOT / "connector/src"
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL = CACHE / "models/SmolLM2-135M-Instruct"
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """Features of this machine's CPU."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
-
-
-def best_dtype() -> str:
-    """bfloat16 where the CPU has tiles for it (AMX), else float32.
-
-    Measured with SmolLM2: on a CPU with AVX2 only, a prefill of 3038 tokens took 48.9 s in bfloat16 and 15.8 s in float32; with
-    AVX512-BF16, bfloat16 was faster by less than a third, and its coarse rounding lets two ways of computing one text part.
-    """
-    return "bfloat16" if "amx_bf16" in cpu_flags() else "float32"
 
 
 def environment(kv_space_gib: int = 1) -> dict[str, str]:

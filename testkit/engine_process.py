@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, best_dtype, ensure_model, environment
+from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ensure_model, environment
+from testkit.host import Dtype, chosen_dtype
 from testkit.http_client import healthy
 from testkit.servers import free_port, wait_until
 
@@ -32,6 +33,7 @@ class EngineProcess:
         folder: Path,
         *,
         config: Path | None,
+        dtype: Dtype | None = None,
         arguments: Sequence[str] = (),
         python: Path = ENGINE_PYTHON,
         transfer: Mapping[str, Any] = KV_TRANSFER,
@@ -41,6 +43,7 @@ class EngineProcess:
         """Args:
         folder: for the log.
         config: the connector's configuration file; None: vLLM alone.
+        dtype: number type; None: the one that this host is run in.
         arguments: further ones for vLLM.
         python: of the environment with vLLM in it.
         transfer: vLLM's kv_transfer_config, if there is a configuration file.
@@ -48,6 +51,7 @@ class EngineProcess:
         variables: further ones of the environment.
         """
         self._python, self._transfer, self._overlays, self._variables = python, transfer, overlays, variables or {}
+        self._dtype = dtype or chosen_dtype()
         self.name, self.log, self._config = name, folder / f"{name}.log", config
         self.port = free_port()
         self._arguments = list(arguments)
@@ -67,7 +71,7 @@ class EngineProcess:
         """
         command = [
             str(self._python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port),
-            "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", best_dtype(),
+            "--model", str(ensure_model()), "--served-model-name", MODEL_NAME, "--dtype", self._dtype,
             "--prefix-caching-hash-algo", "sha256_cbor", *self._arguments,
         ]  # fmt: skip
         extra = {"VLLM_SERVER_DEV_MODE": "1"}

@@ -22,9 +22,9 @@ from bench.serving.engines import Stage
 from bench.serving.judge import Figure, paired, paired_by_start
 from bench.serving.latency import Latency, rare, typical
 from bench.serving.rounds import Prompt, Rounds
-from e2e.demo.report import machine
 from e2e.demo.steps import DOCUMENT, stopwatch
 from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ROOT
+from testkit.host import describe
 
 ALIGNED_TOKENS = 12 * 256 + 1
 """LMCache keeps chunks of 256 tokens, and the last token of a prompt is always computed: its rounding costs nothing here."""
@@ -134,7 +134,7 @@ def _report(rounds: Rounds, latency: Latency, alone: dict[str, Figure], load: fl
     print("bench-engine: " + (f"missed: {', '.join(missed)}" if missed else "ok"))
     line = {key: judge.as_json(figure) for key, figure in (figures | more).items()}
     others = {condition: sum(map(len, found.others_s)) for condition, found in gaps.items()}
-    print(json.dumps({**line, "itl_others": others, "load_before": load, "machine": machine()}))
+    print(json.dumps({**line, "itl_others": others, "load_before": load, "machine": describe()}))
     return int(bool(missed))
 
 

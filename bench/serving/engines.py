@@ -25,15 +25,16 @@ from typing import Self
 import redis
 
 from bench.serving.client import Metrics, get, metrics_of
-from e2e.demo.stage import BLOCK_TOKENS, ENGINE_ARGUMENTS
-from testkit.engine import MODEL_NAME, ROOT, best_dtype, environment
+from e2e.demo.stage import ENGINE_ARGUMENTS
+from testkit.engine import MODEL_NAME, ROOT, environment
+from testkit.engine_facts import facts_of
 from testkit.engine_process import EngineProcess
 from testkit.http_client import ask
 from testkit.servers import KeyValueServer, free_port, wait_until
 
 LMCACHE_PYTHON = ROOT / ".venvs/lmcache/bin/python"
-CHUNK_TOKENS = {"pool": BLOCK_TOKENS * (1 if best_dtype() == "float32" else 2), "lmcache": 256}
-"""Granularity of hits: the pool's chunk is of 1-4 MiB, LMCache's default is a number of tokens."""
+LMCACHE_CHUNK_TOKENS = 256
+"""Granularity of LMCache's hits: its default. The pool's engines tell theirs."""
 SMALL_DEVICE_BLOCKS = 272
 """Of ``reborn``: a little more than the longest request that vLLM insists on (8192 tokens)."""
 SETTLE_S = 60.0
@@ -130,6 +131,12 @@ class Stage:
     def url(self, name: str) -> str:
         """Loopback."""
         return self._engines[name].url
+
+    def chunk_tokens(self, name: str) -> int:
+        """Return the granularity of an engine's hits. Vllm alone has none: 1."""
+        if name == "none":
+            return 1
+        return LMCACHE_CHUNK_TOKENS if name == "lmcache" else facts_of(self.url(name)).chunk_tokens
 
     def metrics(self, name: str) -> Metrics:
         """An engine's counters now."""

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bench.serving.client import Metrics, complete
-from bench.serving.engines import CHUNK_TOKENS, SMALL_DEVICE_BLOCKS, Stage
+from bench.serving.engines import SMALL_DEVICE_BLOCKS, Stage
 from bench.serving.judge import Figure
 from e2e.demo.stage import BLOCK_TOKENS
 from testkit.engine import MODEL_NAME
@@ -35,6 +35,8 @@ from testkit.engine import MODEL_NAME
 DOCUMENT_TOKENS = 1024
 DOCUMENTS = SMALL_DEVICE_BLOCKS * BLOCK_TOKENS // DOCUMENT_TOKENS + 2
 """More than the device holds: in a cycle, the one that comes next was evicted, also if other conditions ran in between."""
+POOL = "reborn"
+"""The pool's engine that all conditions run on, see `bench.serving.engines`."""
 STREAM_PROMPT_TOKENS = 64
 STREAM_TOKENS = 64
 PACE_S = 0.3
@@ -50,10 +52,10 @@ class Condition(NamedTuple):
 
 
 CONDITIONS = {
-    "quiet": Condition("reborn", stores=False, loads=False),
-    "again": Condition("reborn", stores=False, loads=False),
-    "stores": Condition("reborn", stores=True, loads=False),
-    "busy": Condition("reborn", stores=True, loads=True),
+    "quiet": Condition(POOL, stores=False, loads=False),
+    "again": Condition(POOL, stores=False, loads=False),
+    "stores": Condition(POOL, stores=True, loads=False),
+    "busy": Condition(POOL, stores=True, loads=True),
     "alone": Condition("none", stores=False, loads=False),
 }
 
@@ -86,7 +88,7 @@ class Latency:
     def prepare(self) -> None:
         """The documents get into the caches."""
         for number in range(DOCUMENTS):
-            complete(self._stage.url("reborn"), MODEL_NAME, self._other(number, CONDITIONS["busy"]), 1)
+            complete(self._stage.url(POOL), MODEL_NAME, self._other(number, CONDITIONS["busy"]), 1)
         self._say(f"{DOCUMENTS} documents of {DOCUMENT_TOKENS} tokens are in the memory tier")
 
     def repeat(self) -> None:
@@ -100,7 +102,8 @@ class Latency:
             before = self._stage.metrics(condition.engine)
             gaps, others_s = self._stream(condition, documents)
             self._stage.settle()
-            check_traffic(name, before, self._stage.metrics(condition.engine), len(others_s))
+            chunk = self._stage.chunk_tokens(POOL)
+            check_traffic(name, before, self._stage.metrics(condition.engine), len(others_s), chunk)
             self.gaps[name].seconds.append(gaps)
             self.gaps[name].others_s.append(others_s)
             self._say(
@@ -139,7 +142,7 @@ class Latency:
         return found, others_s
 
     def _other(self, document: int, condition: Condition) -> list[int]:
-        own = CHUNK_TOKENS["pool"] + (1 if condition.stores else -1)
+        own = self._stage.chunk_tokens(POOL) + (1 if condition.stores else -1)
         return [2000 + document, *self._text[: DOCUMENT_TOKENS - 1], *self._own(own)]
 
     def _own(self, count: int) -> list[int]:
@@ -148,13 +151,13 @@ class Latency:
         return [3000 + self._serial, *self._text[self._serial : self._serial + count - 1]]
 
 
-def check_traffic(name: str, before: Metrics, after: Metrics, others: int) -> None:
+def check_traffic(name: str, before: Metrics, after: Metrics, others: int, chunk: int) -> None:
     """The condition was what its name says. A tenth may be missing: counters come out with an engine's next steps.
 
     Raises:
         RuntimeError: loads or stores where none should be, or too few where all should be.
     """
-    condition, chunk = CONDITIONS[name], CHUNK_TOKENS["pool"]
+    condition = CONDITIONS[name]
     of_stream = (STREAM_PROMPT_TOKENS + STREAM_TOKENS) // chunk
     loads = others * DOCUMENT_TOKENS // chunk if condition.loads else 0
     stores = others if condition.stores else 0

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from e2e.demo.report import machine
 from testkit.engine import CONNECTOR, ROOT
+from testkit.host import describe
 
 LMCACHE_PYTHON = ROOT / ".venvs/lmcache/bin/python"
 GOALS = {
@@ -52,7 +52,7 @@ def main() -> int:
     missed = [figure for figure, goal in GOALS.items() if figures[figure]["quartiles"][1] < goal]
     if missed:
         print(f"bench-stores: missed: {', '.join(missed)}")
-    print(json.dumps(figures | {"rows": rows, "machine": machine()}))
+    print(json.dumps(figures | {"rows": rows, "machine": describe()}))
     return int(bool(missed))
 
 

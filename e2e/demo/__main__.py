@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from e2e.cluster.progress import ClusterError
 from e2e.demo import report
-from e2e.demo.stage import Stage
-from e2e.demo.steps import Play, stopwatch
+from e2e.demo.stage import ENGINE_ARGUMENTS, Stage
+from e2e.demo.steps import Play, prompts, stopwatch
+from testkit.oracle import Alone, Verdict, judge
 
 
 def main() -> int:
@@ -20,27 +23,39 @@ def main() -> int:
     arguments = parser.parse_args()
     say = stopwatch()
     stage: AbstractContextManager[Stage]
-    if arguments.stage == "engine":
-        from e2e.demo.processes import Processes
-
-        stage = Processes(say)
-    else:
-        from e2e.demo.cluster import Cluster
-
-        stage = Cluster(say)
     try:
+        if arguments.stage == "engine":
+            from e2e.demo.processes import Processes
+
+            stage = Processes(say)
+        else:
+            from e2e.demo.cluster import Cluster
+
+            stage = Cluster(say)
         return _play(stage, say)
-    except (OSError, RuntimeError, ClusterError) as error:
+    except (OSError, RuntimeError, ValueError, ClusterError) as error:
         print(f"\ndemo: failed: {error}")
         return 1
 
 
+def judged(play: Play, stage: Stage, say: Callable[[str], None]) -> Verdict:
+    """Judge the texts of all steps; see :mod:`testkit.oracle`."""
+
+    def alone() -> Alone:
+        say("vLLM alone starts and says what is right")
+        return Alone(Path(tempfile.mkdtemp(prefix="kvpool-oracle-")), stage.dtype, ENGINE_ARGUMENTS)
+
+    return judge(play.samples(), stage.dtype, alone)
+
+
 def _play(stage: AbstractContextManager[Stage], say: Callable[[str], None]) -> int:
     with stage as ready:
-        steps = Play(ready, say).run()
-        print(f"\n{report.table(steps)}\n\n{ready.look_further()}\n")
-        print(report.figures(steps))
-        failed = report.failures(steps)
+        play = Play(ready, say, prompts(ready.dtype))
+        steps = play.run()
+        verdict = judged(play, ready, say)
+        print(f"\n{report.table(steps, verdict)}\n\n{ready.look_further()}\n")
+        print(report.figures(steps, verdict))
+        failed = report.failures(steps, verdict)
     print("demo: ok" if not failed else "demo: failed: " + "; ".join(failed))
     return 1 if failed else 0
 

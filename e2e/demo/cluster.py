@@ -10,6 +10,7 @@ from typing import Any, Self
 from e2e.demo.install import NAMESPACE, install
 from e2e.demo.stage import ENGINES, EngineName
 from testkit.engine import MODEL_NAME
+from testkit.host import Dtype, chosen_dtype
 from testkit.http_client import healthy, reset_tiers
 from testkit.servers import wait_until
 
@@ -24,13 +25,17 @@ class Cluster:
 
     model = MODEL_NAME
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], dtype: Dtype | None = None) -> None:
+        """Args:
+        dtype: number type of both engines; None: the one that this host is run in.
+        """
         self._say = say
+        self.dtype = dtype or chosen_dtype()
         self._pods: dict[EngineName, str] = {}
         self._addresses: dict[EngineName, str] = {}
 
     def __enter__(self) -> Self:
-        self.kubectl = install(self._say)
+        self.kubectl = install(self._say, self.dtype)
         self._children_made()
         self._ready()
         names = sorted(pod["metadata"]["name"] for pod in self._running())
@@ -57,8 +62,9 @@ class Cluster:
         self._locate()
 
     def parts(self) -> int:
-        """Keys in Redis, without the identity document of the one model that is served."""
-        return max(0, int(self._redis("dbsize")) - 1)
+        """Return the number of keys in Redis without the engines' identity documents."""
+        documents = self._redis("--scan", "--pattern", "kvpool:identity:*").split()
+        return int(self._redis("dbsize")) - len(documents)
 
     def kill_store(self) -> None:
         """The Pod ends at once. The pool is paused, or the operator and the Deployment would have a new one within seconds."""
@@ -127,11 +133,13 @@ class Cluster:
         return all(engine["ready"] == engine["desired"] for engine in pool["status"].get("engines", []))
 
     def _running(self) -> list[Any]:
-        """Ready engine Pods that are not on their way out."""
+        """Return ready engine Pods that are not on their way out, neither to be deleted nor of another number type: an earlier
+        run on the same cluster may have been in another one."""
         return [
             pod
             for pod in self.kubectl.get("pods", "-n", NAMESPACE, "-l", _ENGINES)["items"]
             if "deletionTimestamp" not in pod["metadata"]
+            and self.dtype in pod["spec"]["containers"][0]["args"]
             and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         ]
 
@@ -147,9 +155,9 @@ class Cluster:
 
     # ---- the store ---------------------------------------------------------------------------------------
 
-    def _redis(self, command: str) -> str:
+    def _redis(self, *words: str) -> str:
         call = ["exec", "-n", NAMESPACE, f"deployment/{POOL}-store", "--"]
-        return self.kubectl(*call, "redis-cli", "--user", "kvpool", command).strip()
+        return self.kubectl(*call, "redis-cli", "--user", "kvpool", *words).strip()
 
     def _store_answers(self) -> bool:
         try:

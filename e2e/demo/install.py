@@ -21,7 +21,8 @@ from e2e.cluster.provider import IMAGE_NAMES, Access, ImageSources, choose
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
 from e2e.demo.stage import ENGINE_ARGUMENTS
 from kvpool_operator.desired.podpatch import merge
-from testkit.engine import MODEL, MODEL_NAME, ROOT, best_dtype, ensure_model, environment
+from testkit.engine import MODEL, MODEL_NAME, ROOT, ensure_model, environment
+from testkit.host import Dtype, chosen_dtype
 
 CLUSTER = "demo"
 SYSTEM = "kvpool-system"
@@ -62,9 +63,9 @@ class Kubectl:
         return json.loads(self("get", *arguments, "-o", "json"))
 
 
-def install(say: Callable[[str], None]) -> Kubectl:
+def install(say: Callable[[str], None], dtype: Dtype) -> Kubectl:
     """From nothing to a running operator and an applied pool; returns when the pool was accepted."""
-    kubectl = run_operator(say)
+    kubectl = run_operator(say, dtype=dtype)
     kubectl("apply", "-n", NAMESPACE, "-f", str(QUICKSTART))
     say(f"applied {QUICKSTART.relative_to(ROOT)}")
     return kubectl
@@ -74,12 +75,14 @@ def run_operator(
     say: Callable[[str], None],
     *,
     cluster: str = CLUSTER,
+    dtype: Dtype | None = None,
     folders: Sequence[HostFolder] = FOLDERS,
     settings: Mapping[str, Any] | None = None,
 ) -> Kubectl:
     """From nothing to a running operator and a namespace for pools.
 
     Args:
+        dtype: number type of engines; None: the one that this host is run in.
         folders: of this machine, mounted by every engine; a cluster whose node is elsewhere has none.
         settings: of the chart, on top of what this machine needs.
     """
@@ -98,7 +101,7 @@ def run_operator(
             kubectl(
                 "wait", f"pvc/{folder.claim}", "-n", NAMESPACE, "--for=jsonpath={.status.phase}=Bound", "--timeout=30s"
             )
-    values = merge(chart_values(loaded, folders), {"settings": settings or {}})
+    values = merge(chart_values(loaded, folders, dtype or chosen_dtype()), {"settings": settings or {}})
     rendered = Chart.load(str(ROOT / "charts/kvpool-operator")).render(values=values, name=RELEASE, namespace=SYSTEM)
     kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", stdin=_documents(rendered))
     kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", _OPERATOR, "--timeout=120s", timeout_s=130)
@@ -106,12 +109,12 @@ def run_operator(
     return kubectl
 
 
-def chart_values(images: Mapping[str, str], folders: Sequence[HostFolder]) -> dict[str, Any]:
+def chart_values(images: Mapping[str, str], folders: Sequence[HostFolder], dtype: Dtype) -> dict[str, Any]:
     """What this machine needs beyond the chart's defaults."""
     volumes, mounts = pod_volumes(folders)
     settings: dict[str, Any] = {
         "engineDefaults": {
-            "args": ["--dtype", best_dtype(), *ENGINE_ARGUMENTS],
+            "args": ["--dtype", dtype, *ENGINE_ARGUMENTS],
             # The development server's reset of the prefix cache is what the demo's steps 2 and 6 are made of.
             "env": [{"name": "VLLM_SERVER_DEV_MODE", "value": "1"}]
             + [{"name": name, "value": value} for name, value in environment().items() if name.startswith("VLLM_CPU")],
@@ -153,4 +156,4 @@ def remove(cluster: str = CLUSTER) -> None:
 
 
 if __name__ == "__main__":
-    remove() if Path(sys.argv[-1]).name == "down" else install(print)
+    remove() if Path(sys.argv[-1]).name == "down" else install(print, chosen_dtype())

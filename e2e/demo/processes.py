@@ -17,6 +17,7 @@ import redis
 from e2e.demo.stage import ENGINE_ARGUMENTS, ENGINES, EngineName
 from testkit.engine import MODEL_NAME, ensure_model
 from testkit.engine_process import EngineProcess
+from testkit.host import Dtype, chosen_dtype
 from testkit.servers import KeyValueServer
 
 
@@ -25,13 +26,18 @@ class Processes:
 
     model = MODEL_NAME
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], dtype: Dtype | None = None) -> None:
+        """Args:
+        dtype: number type of both engines; None: the one that this host is run in.
+        """
         self._say = say
+        self.dtype = dtype or chosen_dtype()
         self._folder = Path(tempfile.mkdtemp(prefix="kvpool-demo-"))
         self._store = KeyValueServer("redis", password=os.urandom(12).hex())
         config = self._folder / "kvpool.yaml"
         self._engines: dict[EngineName, EngineProcess] = {
-            name: EngineProcess(name, self._folder, config=config, arguments=ENGINE_ARGUMENTS) for name in ENGINES
+            name: EngineProcess(name, self._folder, config=config, dtype=self.dtype, arguments=ENGINE_ARGUMENTS)
+            for name in ENGINES
         }
 
     def __enter__(self) -> Self:
@@ -72,7 +78,7 @@ class Processes:
             return int(client.dbsize()) - sum(1 for _ in client.scan_iter("kvpool:identity:*", count=10_000))
 
     def kill_store(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self._store.kill()
 
     def return_store(self) -> None:

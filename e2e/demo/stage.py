@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from testkit.host import Dtype
+
 EngineName = Literal["A", "B"]
 ENGINES: tuple[EngineName, ...] = ("A", "B")
 BLOCK_TOKENS = 32
-"""Tokens per KV block: the granularity of hits. 32 is the smallest that vLLM's CPU kernels like; a block of SmolLM2 in
-float32 is then 1.5 MB, which is what stores like."""
+"""Tokens of vLLM's KV block: the smallest number that its CPU kernels like."""
 
 ENGINE_ARGUMENTS = [
     "--max-model-len", "8192", "--block-size", str(BLOCK_TOKENS), "--enforce-eager", "--enable-prompt-tokens-details",
@@ -21,21 +22,23 @@ class Stage(Protocol):
 
     model: str
     """The name under which they serve it."""
+    dtype: Dtype
+    """The number type that they compute in."""
 
     def url(self, engine: EngineName) -> str:
-        """Where an engine listens now."""
+        """Return where an engine listens now."""
 
     def restart_a(self) -> None:
         """End engine A and wait until it serves again, with empty memory."""
 
     def parts(self) -> int:
-        """Parts that the store holds."""
+        """Return the number of parts that the store holds."""
 
     def kill_store(self) -> None:
-        """End the store at once."""
+        """End the store at once, with all that it holds. Called beside requests, from another thread."""
 
     def return_store(self) -> None:
-        """The store runs again, empty."""
+        """Wait until the store runs again, empty."""
 
     def look_further(self) -> str:
-        """What a person may type next."""
+        """Return what a person may type next."""

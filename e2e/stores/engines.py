@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import urllib.request
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
-from e2e.demo.stage import BLOCK_TOKENS
+from e2e.demo.stage import ENGINE_ARGUMENTS
 from e2e.demo.steps import DOCUMENT
 from e2e.stores.stage import Pool
 from testkit.engine import MODEL_NAME
+from testkit.engine_facts import metrics_page, total
+from testkit.host import chosen_dtype
 from testkit.http_client import Answer, ask
+from testkit.oracle import Alone, Sample, judge
 
 
 def prompt(number: int) -> str:
@@ -32,14 +36,16 @@ def answer(url: str, number: int) -> Answer:
     return ask(url, MODEL_NAME, prompt(number))
 
 
-def whole_blocks(answered: Answer) -> int:
-    """Blocks of its prompt that can be stored."""
-    return (answered.prompt_tokens - 1) // BLOCK_TOKENS
-
-
 def chunks(url: str, what: str, tier: str) -> float:
     """A counter of a tier: ``written`` or ``loaded``."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:  # noqa: S310
-        text = page.read().decode()
-    found = re.findall(rf'^kvpool:{what}_chunks_total{{[^}}]*tier="{tier}"[^}}]*}} (\S+)$', text, re.MULTILINE)
-    return sum(map(float, found))
+    return total(metrics_page(url), f"kvpool:{what}_chunks_total", tier=tier)
+
+
+def assert_right_texts(answers: Sequence[tuple[int, Answer]]) -> None:
+    """Judge the texts of engines in Pods, each with the number of its prompt; see :mod:`testkit.oracle`."""
+    samples = [Sample(f"prompt {number}", prompt(number), answered) for number, answered in answers]
+
+    def alone() -> Alone:
+        return Alone(Path(tempfile.mkdtemp(prefix="kvpool-oracle-")), chosen_dtype(), ENGINE_ARGUMENTS)
+
+    assert judge(samples, chosen_dtype(), alone).faults == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,19 @@ from kvpool_connector.vllm.worker import KVPoolWorker
 from kvpool_connector.worker.device.base import Chunk
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.mover import Mover
+from testkit.host import Dtype, one_arithmetic
+from testkit.oracle import text_alone
 from testkit.servers import KeyValueServer, wait_until
 
 PATTERN = 0xA5
 TINY: dict[str, Any] = {"skip_tokenizer_init": True, "block_size": 32}
 """Options of an engine for a model of :mod:`connector.tests.engine.models`: blocks so small that a short prompt has many."""
+Said = tuple[str | TokensPrompt, int, list[int]]
+"""A prompt, how many of its tokens came from a cache, and the greedy tokens that followed."""
+_SETTINGS: dict[str, Any] = {
+    "max_model_len": 4096, "enforce_eager": True, "dtype": "float32", "disable_log_stats": True, "seed": 0,
+}  # fmt: skip
+"""Of vLLM's ``LLM`` where a test does not say otherwise."""
 WORDS = "the lighthouse keeper wrote in his journal every evening about wind tides ships gulls rain lamps and letters"
 
 
@@ -87,9 +95,12 @@ class Engine:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens of a chunk of the first group."""
-        admission = self.manager.pool.admission
-        return admission._chunk_tokens
+        """Return the granularity of hits, as the engine tells it on its metrics."""
+        return self.manager.shape.chunk_tokens
+
+    def cacheable_tokens(self, prompt_tokens: int) -> int:
+        """Return the tokens of a prompt that are in whole chunks; the last one is always computed."""
+        return (prompt_tokens - 1) // self.chunk_tokens * self.chunk_tokens
 
     @property
     def block_tokens(self) -> int:
@@ -177,18 +188,57 @@ def record_jobs(worker: KVPoolWorker) -> list[tuple[Transfer, list[Chunk]]]:
     return jobs
 
 
+class Alone:
+    """vLLM without a connector in this process, which knows the right text of a prompt (docs/texts.md)."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+
+    def text(self, prompt: str | TokensPrompt, split: int, tokens: int = 8) -> list[int]:
+        """Return the greedy tokens to a prompt of which ``split`` tokens are in vLLM's own prefix cache."""
+        ids = self._llm.get_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt["prompt_token_ids"]
+        sampling = SamplingParams(max_tokens=tokens, temperature=0)
+
+        def generate(of: Sequence[int]) -> tuple[list[int], int]:
+            (output,) = self._llm.generate([TokensPrompt(prompt_token_ids=list(of))], sampling, use_tqdm=False)
+            return list(output.outputs[0].token_ids), output.num_cached_tokens or 0
+
+        return text_alone(generate, self._llm.reset_prefix_cache, ids, split)
+
+
+@contextlib.contextmanager
+def vllm_alone(model: str, **options: Any) -> Iterator[Alone]:
+    """Start vLLM without a connector, with the settings of :func:`running`."""
+    llm = LLM(model, **(_SETTINGS | options))
+    try:
+        yield Alone(llm)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def assert_right_texts(model: str, said: Sequence[Said], dtype: Dtype, **options: Any) -> None:
+    """Check texts with those of vLLM alone, and in float32 with each other as well.
+
+    Args:
+        options: of the engine that said them.
+    """
+    if one_arithmetic(dtype):
+        for prompt in {str(prompt): prompt for prompt, _, _ in said}.values():
+            assert len({tuple(text) for other, _, text in said if other == prompt}) == 1, "one text per prompt"
+    with vllm_alone(model, dtype=dtype, **options) as alone:
+        for prompt, split, text in said:
+            assert text == alone.text(prompt, split, len(text)), f"the text behind {split} cached tokens"
+
+
 def llm_with(model: str, kvpool: dict[str, Any], **options: Any) -> LLM:
     """vLLM with the connector; see :func:`running`."""
-    settings: dict[str, Any] = {
-        "max_model_len": 4096, "enforce_eager": True, "dtype": "float32", "disable_log_stats": True, "seed": 0,
-    } | options  # fmt: skip
     return LLM(
         model,
         kv_transfer_config=KVTransferConfig(
             kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
             kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
         ),
-        **settings,
+        **(_SETTINGS | options),
     )  # fmt: skip
 
 

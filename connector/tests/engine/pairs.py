@@ -155,7 +155,7 @@ def _engine(folder: Path, config: Path, role: str, *, nixl: bool) -> EngineProce
         "VLLM_CPU_OMP_THREADS_BIND": str(cores[0]),
     }
     return EngineProcess(
-        role, folder, config=config, arguments=ARGUMENTS, overlays=[NIXL] if nixl else [],
+        role, folder, config=config, dtype="float32", arguments=ARGUMENTS, overlays=[NIXL] if nixl else [],
         transfer=composed(role) if nixl else KV_TRANSFER | {"kv_role": role}, variables=usual | (variables if nixl else {}),
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Byte for byte, for every layout of KV memory that is served, from every tier.
 
 Each model is run cold; then its blocks come from memory, from Redis into another engine, and from disk after a restart. In
-between KV memory is overwritten with a pattern, so a load that does nothing, or writes elsewhere, cannot pass.
+between KV memory is overwritten with a pattern, so a load that does nothing, or writes elsewhere, cannot pass. In every number
+type, the texts are those of vLLM alone behind its own prefix cache (docs/texts.md).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import pytest
 from vllm import TokensPrompt
 
 from connector.tests.engine import models
-from connector.tests.engine.harness import TINY, Engine, empty, remote, running, tokens
+from connector.tests.engine.harness import TINY, Engine, Said, assert_right_texts, empty, remote, running, tokens
 from kvpool_connector.transfer import Kind, Tier
 from kvpool_connector.vllm import support
+from testkit import host
+from testkit.host import Dtype
 from testkit.servers import KeyValueServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -36,31 +39,43 @@ class Layout:
     """KV groups with full attention."""
     windows: int
     """KV groups with a sliding window: loaded as far as it reaches."""
-    hit: int
-    """Tokens of the prompt that a second request finds."""
-    text: bool = True
-    """Its text behind a hit is right. vLLM's MLA on a CPU without AMX computes another one, with or without a connector: it
-    is refused there, and with the refusal lifted the bytes are looked at."""
+    mla: bool = False
+    """What vLLM can do with it depends on the CPU: one number type, and on a CPU without AMX no right text behind a computed
+    prefix, with or without a connector. There kvpool refuses it; with the refusal lifted the bytes are looked at."""
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The number types that vLLM runs it in on this host."""
+        return (host.mla_dtype(),) if self.mla else host.DTYPES
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether vLLM says the right thing behind a prefix."""
+        return not self.mla or host.continues_mla_prefixes()
 
 
 LAYOUTS = {
-    "full attention": Layout(models.llama, 1, 0, 640),  # whole chunks of 128 tokens
-    "windows and full attention": Layout(models.gemma3, 1, 2, 672),
-    "windows, sinks and full attention": Layout(models.gpt_oss, 1, 1, 672),
-    "windows": Layout(models.mistral, 0, 1, 672),
-    "MLA": Layout(models.deepseek_v2, 1, 0, 640, text=False),
+    "full attention": Layout(models.llama, 1, 0),
+    "windows and full attention": Layout(models.gemma3, 1, 2),
+    "windows, sinks and full attention": Layout(models.gpt_oss, 1, 1),
+    "windows": Layout(models.mistral, 0, 1),
+    "MLA": Layout(models.deepseek_v2, 1, 0, mla=True),
 }
+CASES = [
+    pytest.param(name, dtype, marks=pytest.mark.slow if "sinks" in name else ())
+    for name, layout in LAYOUTS.items()
+    for dtype in layout.dtypes
+]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "sinks" in name else name for name in LAYOUTS]
-)
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_every_tier_gives_back_what_was_computed(
-    name: str, store: KeyValueServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: Dtype, store: KeyValueServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three engines, one after the other: what the second and third know about the first is in Redis or on disk."""
     layout = LAYOUTS[name]
-    if not layout.text:
+    options = TINY | {"dtype": dtype}
+    if not layout.has_texts:
         monkeypatch.setattr(support, "check", lambda facts: None)
     empty(store)
     model = models.save(layout.make, tmp_path / "model")
@@ -69,44 +84,48 @@ def test_every_tier_gives_back_what_was_computed(
     shared = {"remote": remote(store, tmp_path), "admission": "always"}
     prompt = tokens(1, PROMPT_TOKENS, models.VOCABULARY)
 
-    with running(model, {"tiers": tiers | {"disk": disk}} | shared, **TINY) as engine:
+    said: list[Said] = []
+    with running(model, {"tiers": tiers | {"disk": disk}} | shared, **options) as engine:
         assert len(engine._pages) == layout.full + layout.windows
         text, cached = engine.generate(prompt, tokens=16)
         assert cached == 0
         assert len(set(text)) > 4, "a text that says nothing about the blocks"
+        said.append((prompt, 0, text))
         engine.settle()
         computed = engine.snapshot(Kind.STORE)
         engine.forget()
-        assert_loaded(engine, prompt, Tier.MEMORY, layout, computed, text)
+        said.append(load(engine, prompt, Tier.MEMORY, layout, computed))
         engine.assert_nothing_is_left()
 
-    with running(model, {"tiers": tiers} | shared, **TINY) as engine:
-        assert_loaded(engine, prompt, Tier.REMOTE, layout, computed, text)
+    with running(model, {"tiers": tiers} | shared, **options) as engine:
+        said.append(load(engine, prompt, Tier.REMOTE, layout, computed))
         engine.assert_nothing_is_left()
 
     empty(store)
-    with running(model, {"tiers": tiers | {"disk": disk}} | shared, **TINY) as engine:
-        assert_loaded(engine, prompt, Tier.DISK, layout, computed, text)
+    with running(model, {"tiers": tiers | {"disk": disk}} | shared, **options) as engine:
+        said.append(load(engine, prompt, Tier.DISK, layout, computed))
         engine.assert_nothing_is_left()
 
+    if layout.has_texts:
+        assert_right_texts(model, said, **options)
 
-def assert_loaded(
-    engine: Engine, prompt: TokensPrompt, tier: Tier, layout: Layout, computed: Snapshot, text: list[int]
-) -> None:
+
+def load(engine: Engine, prompt: TokensPrompt, tier: Tier, layout: Layout, computed: Snapshot) -> Said:
     """A request finds its blocks in the tier; they are what was computed, and nothing else was written."""
+    hit = engine.cacheable_tokens(PROMPT_TOKENS)
     engine.overwrite()
-    again, cached = engine.generate(prompt, tokens=16)
+    text, cached = engine.generate(prompt, tokens=16)
     (load,) = engine.loads()
     counts = {Tier.DISK: len(load.from_disk), Tier.REMOTE: len(load.from_remote)}
     assert counts == {each: len(load.keys) if each is tier else 0 for each in counts}
     loaded = engine.snapshot(Kind.LOAD)
-    blocks = (layout.full * layout.hit + layout.windows * models.WINDOW) // engine.block_tokens
-    assert (cached, len(loaded)) == (layout.hit, blocks)
+    blocks = (layout.full * hit + layout.windows * models.WINDOW) // engine.block_tokens
+    assert (cached, len(loaded)) == (hit, blocks)
     assert loaded.keys() <= computed.keys()
     assert not [key for key, data in loaded.items() if data != computed[key]]
-    assert again == text or not layout.text
 
     targets = {block for chunk in engine.chunks(Kind.LOAD).values() for block in chunk.blocks}
-    of_the_tail = (layout.full + layout.windows) * math.ceil((PROMPT_TOKENS - layout.hit + 16) / engine.block_tokens)
+    of_the_tail = (layout.full + layout.windows) * math.ceil((PROMPT_TOKENS - hit + 16) / engine.block_tokens)
     null_block = 1
     assert len(engine.written() - targets) <= of_the_tail + null_block
+    return prompt, cached, text

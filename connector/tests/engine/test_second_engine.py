@@ -37,7 +37,13 @@ def two_engines(kind: str, store: Subject, folder: Path) -> Iterator[tuple[str, 
     )
     engines = [
         EngineProcess(
-            name, folder, config=config, arguments=ARGUMENTS, overlays=OVERLAYS.get(kind, []), variables=variables
+            name,
+            folder,
+            config=config,
+            dtype="float32",
+            arguments=ARGUMENTS,
+            overlays=OVERLAYS.get(kind, []),
+            variables=variables,
         )
         for name in ("first", "second")
     ]

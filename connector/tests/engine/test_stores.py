@@ -64,7 +64,7 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
             assert len(computed) >= 3
             engine.forget(tiers=True)
             engine.overwrite()
-            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * engine.chunk_tokens)
             assert all(load.from_remote for load in engine.loads())
             loaded = engine.snapshot(Kind.LOAD)
             assert loaded == {key: computed[key] for key in loaded}
@@ -96,12 +96,12 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
             wait_until("its return is noticed", lambda: engine.manager.pool.store_reachable)
             engine.forget()
             before = engine.mover.outbox.outcomes["put hit"]
-            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)  # from memory
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * engine.chunk_tokens)  # from memory
             engine.settle()
             assert engine.mover.outbox.outcomes["put hit"] - before == len(computed)
             engine.forget(tiers=True)
             engine.overwrite()
-            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * 128)
+            assert engine.generate(prompt(1, WORDS)) == (text, len(computed) * engine.chunk_tokens)
             engine.assert_nothing_is_left()
     finally:
         store.close()

@@ -19,6 +19,7 @@ from kvpool_connector.vllm.inert import InertConnector
 from kvpool_connector.vllm.support import Facts, check, faults
 from kvpool_connector.vllm.worker import KVPoolWorker
 from kvpool_connector.worker.null import NullMover
+from testkit import host
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -99,7 +100,7 @@ def text_of(llm: LLM) -> tuple[list[int], int]:
     return list(output.outputs[0].token_ids), output.num_cached_tokens or 0
 
 
-@pytest.mark.skipif("amx_tile" in Path("/proc/cpuinfo").read_text(), reason="MLA is served on a CPU with AMX")
+@pytest.mark.skipif(host.continues_mla_prefixes(), reason="MLA is served on a CPU with AMX")
 def test_a_refused_model_stops_the_engine_or_runs_without_the_cache(refused_model: str) -> None:
     """The message reaches whoever starts the engine; with ``continue`` the text is that of an engine without the connector."""
     with pytest.raises(ConfigError, match=r"MLA where vLLM has chunked prefill.* Or remove --kv-transfer-config"):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from e2e.demo.stage import BLOCK_TOKENS
 from e2e.demo.steps import stopwatch
-from e2e.stores.engines import answer, chunks, greet, urls, whole_blocks
+from e2e.stores.engines import answer, assert_right_texts, chunks, greet, urls
 from e2e.stores.stage import Pool, Stage, is_ready
+from testkit.engine_facts import facts_of
 from testkit.servers import wait_until
 
 pytestmark = [
@@ -53,9 +53,10 @@ def pool(stage: Stage) -> Iterator[Pool]:
 def test_a_new_pod_answers_from_the_disk_of_the_one_before(pool: Pool) -> None:
     (pod,), (url,) = pool.pods("engine").values(), urls(pool)
     greet(url)
+    facts = facts_of(url)
     computed = answer(url, 0)
-    assert computed.cached_tokens < BLOCK_TOKENS * 2  # what all chats begin with
-    whole = whole_blocks(computed)
+    assert computed.cached_tokens <= facts.chunk_tokens  # what all chats begin with
+    whole = facts.whole_chunks(computed.prompt_tokens)
     wait_until("the prompt is on the disk", lambda: chunks(url, "written", "disk") >= whole, 60, poll_s=0.5)
     claim = pool.kubectl("get", "pvc", CLAIM, "-o", "jsonpath={.metadata.uid}")
 
@@ -69,9 +70,9 @@ def test_a_new_pod_answers_from_the_disk_of_the_one_before(pool: Pool) -> None:
     assert chunks(url, "loaded", "disk") == 0
     greet(url)
     loaded = answer(url, 0)
-    assert loaded.text == computed.text
+    assert_right_texts([(0, computed), (0, loaded)])
     assert chunks(url, "loaded", "disk") >= whole * 0.75
-    assert loaded.cached_tokens >= whole * BLOCK_TOKENS * 0.75
+    assert loaded.cached_tokens >= whole * facts.chunk_tokens * 0.75
     assert pool.kubectl("get", "pvc", CLAIM, "-o", "jsonpath={.metadata.uid}") == claim
     print(f"computed in {computed.ttft_s:.2f} s, loaded from disk in {loaded.ttft_s:.2f} s")
 

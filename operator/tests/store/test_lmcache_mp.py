@@ -61,7 +61,12 @@ def engine(store: KeyValueServer, tmp_path_factory: pytest.TempPathFactory) -> I
         transfer = json.dumps(lmcache_mp.transfer_to("tcp://127.0.0.1", port))
         arguments = ["--max-model-len", "2048", "--enforce-eager", "--enable-prompt-tokens-details"]
         started = EngineProcess(
-            "engine", folder, config=None, arguments=[*arguments, "--kv-transfer-config", transfer], python=PYTHON
+            "engine",
+            folder,
+            config=None,
+            dtype="float32",
+            python=PYTHON,
+            arguments=[*arguments, "--kv-transfer-config", transfer],
         )
         stack.callback(started.end)
         started.start()

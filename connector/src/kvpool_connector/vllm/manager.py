@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
@@ -29,7 +28,7 @@ from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.build import build_pool
 from kvpool_connector.vllm.handover import Awaited, Role
-from kvpool_connector.vllm.metrics import collect
+from kvpool_connector.vllm.metrics import Shape, collect
 from kvpool_connector.vllm.request_log import RequestLog
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec
 
@@ -86,7 +85,8 @@ class KVPoolManager(OffloadingManager):
         self.pool = build_pool(spec)
         self.lookup = fast_lookup(self.pool)  # type: ignore[method-assign, assignment]
         self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
-        self._chunk_tokens = math.lcm(*spec.tokens_per_block) * spec.blocks_per_chunk
+        self._chunk_tokens = spec.chunk_tokens
+        self.shape = Shape(spec.chunk_tokens, spec.chunk_parts, spec.identity)
         self._stats_at = 0.0
         self._step_began: tuple[float, int] | None = None
         logger.info("kvpool: %s", spec.describe())
@@ -191,7 +191,7 @@ class KVPoolManager(OffloadingManager):
         if now < self._stats_at and not self.pool.counted:
             return None
         self._stats_at = now + _STATS_EVERY_S
-        return collect(self.pool, OffloadingConnectorStats())
+        return collect(self.pool, self.shape, OffloadingConnectorStats())
 
     def reset_cache(self) -> None:
         """See :meth:`Pool.reset`. The remote store keeps its parts: other engines use them."""

@@ -5,6 +5,7 @@ Names begin with ``kvpool:``; counters get ``_total`` behind them from the Prome
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -22,6 +23,9 @@ CAPACITY = "kvpool:capacity_chunks"
 PINNED = "kvpool:pinned_chunks"
 BROKEN = "kvpool:broken"
 REACHABLE = "kvpool:store_reachable"
+CHUNK_TOKENS = "kvpool:chunk_tokens"
+CHUNK_PARTS = "kvpool:chunk_parts"
+IDENTITY = "kvpool:identity_info"
 _ADMISSION = {
     "prefill_tokens_per_second": "Prefill rate of this engine, the best of late; input of the admission decision.",
     "decode_step_seconds": "What a step takes that only decodes, the best of late; input of the same decision.",
@@ -40,6 +44,9 @@ DEFINITIONS: dict[str, OffloadingMetricMetadata] = {
     PINNED: OffloadingGaugeMetadata("Chunks in memory that are being written to lower tiers."),
     BROKEN: OffloadingGaugeMetadata("1 while nothing is loaded or stored because of a fault. Alert on it."),
     REACHABLE: OffloadingGaugeMetadata("1 while the remote store answers."),
+    CHUNK_TOKENS: OffloadingGaugeMetadata("Tokens of a chunk: hits are counted in whole chunks."),
+    CHUNK_PARTS: OffloadingGaugeMetadata("Parts of a chunk in a shared store, over all KV groups and ranks."),
+    IDENTITY: OffloadingGaugeMetadata("Always 1. Engines whose digests differ share nothing.", ("digest",)),
 } | {f"kvpool:{name}": OffloadingGaugeMetadata(text, ("tier",)) for name, text in _ADMISSION.items()}
 
 _COUNTERS = (
@@ -50,8 +57,20 @@ _COUNTERS = (
 )
 
 
-def collect(pool: Pool, stats: OffloadingConnectorStats) -> OffloadingConnectorStats:
-    """Move what the pool counted into vLLM's form, and take its gauges."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """What stays the same while an engine lives: how it cuts prompts into chunks, and with whom it can share them."""
+
+    chunk_tokens: int
+    chunk_parts: int
+    identity: str
+
+
+def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> OffloadingConnectorStats:
+    """Move what the pool counted into vLLM's form, and add the gauges of the pool and of the engine's shape."""
+    stats.set_gauge(CHUNK_TOKENS, shape.chunk_tokens)
+    stats.set_gauge(CHUNK_PARTS, shape.chunk_parts)
+    stats.set_gauge(IDENTITY, 1, (shape.identity,))
     counts = pool.counts + pool.spills.counts
     pool.counts.clear()
     pool.spills.counts.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -67,6 +68,10 @@ class KVPoolSpec(OffloadingSpec):
         self.document = settings.facts | layout_facts(config)
         self.identity = identity.digest(self.document)
         self.chunk_bytes = config.worker_kv_bytes_per_block * self.blocks_per_chunk
+        self.chunk_tokens = math.lcm(*self.tokens_per_block) * self.blocks_per_chunk
+        self.chunk_parts = config.parallel.world_size * sum(
+            self.chunk_tokens // (tokens * self.blocks_per_chunk) for tokens in self.tokens_per_block
+        )
         self.row_bytes = row_bytes_for(self.chunk_bytes)
         rows = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 2)
         self.most_lent = most_lent(self.settings.remote, self.row_bytes, rows)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bench.serving.client import parse_metrics
-from bench.serving.engines import CHUNK_TOKENS
 from bench.serving.judge import GOALS, Figure, Goal, missed, paired, paired_by_start, verdict
 from bench.serving.latency import Gaps, check_traffic, p99, rare, typical
 from bench.serving.rounds import check_source
 
+CHUNK = 64
+"""Tokens of a chunk of the pool."""
 AT_MOST, AT_LEAST = Goal("", 1.0), Goal("", 1.0, at_least=True)
 HITS, LOADED = ("vllm:external_prefix_cache_hits_total", ""), "kvpool:loaded_chunks_total"
 
@@ -85,24 +86,23 @@ vllm:external_prefix_cache_hits_total{engine="0",model_name="m"} 1.2e+03
 
 
 def test_tokens_from_another_tier_are_an_error() -> None:
-    chunk = CHUNK_TOKENS["pool"]
-    right = {HITS: 4.0 * chunk, (LOADED, "disk"): 4.0}
-    check_source("right", "disk", {}, right, 4 * chunk)
-    check_source("before", "disk", right, {key: 2 * value for key, value in right.items()}, 4 * chunk)
-    check_source("computed", None, right, right, 0)
-    check_source("not ours", "", {}, {HITS: 256.0}, 256)
+    right = {HITS: 4.0 * CHUNK, (LOADED, "disk"): 4.0}
+    check_source("right", "disk", {}, right, 4 * CHUNK, 4)
+    check_source("before", "disk", right, {key: 2 * value for key, value in right.items()}, 4 * CHUNK, 4)
+    check_source("computed", None, right, right, 0, 0)
+    check_source("not ours", "", {}, {HITS: 256.0}, 256, 0)
     for tier, after, tokens in [
-        ("memory", right, 4 * chunk),
-        ("disk", right | {(LOADED, "remote"): 1.0}, 4 * chunk),
-        ("disk", {(LOADED, "disk"): 4.0}, 4 * chunk),  # the device's own cache
+        ("memory", right, 4 * CHUNK),
+        ("disk", right | {(LOADED, "remote"): 1.0}, 4 * CHUNK),
+        ("disk", {(LOADED, "disk"): 4.0}, 4 * CHUNK),  # the device's own cache
         (None, right, 0),
     ]:
         with pytest.raises(RuntimeError, match=r"tokens came|chunks loaded"):
-            check_source("wrong", tier, {}, after, tokens)
+            check_source("wrong", tier, {}, after, tokens, tokens // CHUNK)
 
 
 def test_traffic_of_another_kind_than_the_conditions_is_an_error() -> None:
-    loads = 10 * 1024 // CHUNK_TOKENS["pool"]
+    loads = 10 * 1024 // CHUNK
     stored, loaded = ("kvpool:stored_chunks_total", ""), (LOADED, "memory")
     for condition, right in (
         ("busy", {loaded: 0.95 * loads, stored: 10.0}),
@@ -110,8 +110,8 @@ def test_traffic_of_another_kind_than_the_conditions_is_an_error() -> None:
         ("quiet", {stored: 2.0}),
         ("alone", {}),
     ):
-        check_traffic(condition, {}, right, 10)
-        check_traffic(condition, right, {key: 2 * value for key, value in right.items()}, 10)
+        check_traffic(condition, {}, right, 10, CHUNK)
+        check_traffic(condition, right, {key: 2 * value for key, value in right.items()}, 10, CHUNK)
     for condition, wrong in (
         ("busy", {loaded: 0.5 * loads, stored: 10.0}),
         ("busy", {loaded: 1.0 * loads, stored: 5.0}),
@@ -121,4 +121,4 @@ def test_traffic_of_another_kind_than_the_conditions_is_an_error() -> None:
         ("quiet", {loaded: 1.0}),
     ):
         with pytest.raises(RuntimeError, match="chunks were"):
-            check_traffic(condition, {}, wrong, 10)
+            check_traffic(condition, {}, wrong, 10, CHUNK)
