@@ -1,0 +1,73 @@
+"""What the demo promises, judged from steps that are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from e2e.demo import report
+from e2e.demo.steps import Step
+from testkit.http_client import Answer
+from testkit.oracle import Verdict
+
+FINE = Verdict("one text per prompt", ())
+SECONDS = {
+    "cold_s": 7.0, "device_s": 0.05, "cpu_tier_s": 0.2, "other_engine_s": 0.4, "restarted_s": 0.4,
+    "store_lost_fresh_s": 7.6, "store_lost_s": 7.4, "store_gone_s": 7.1, "store_back_s": 0.5,
+}  # fmt: skip
+COMPUTED = ("cold_s", "store_lost_fresh_s", "store_lost_s", "store_gone_s")
+
+
+def steps(**changes: float) -> list[Step]:
+    """The demo's steps, one answer each; a step that computes has no hit, the others have a full one."""
+    made = []
+    for key, seconds in (SECONDS | changes).items():
+        cached = 0 if key in COMPUTED else 960
+        made.append(Step(key, f"step {key}", "", [(0, Answer(seconds, seconds, "text", 1000, cached))], 960))
+    return made
+
+
+def test_promises_that_came_true() -> None:
+    assert report.failures(steps(), FINE) == []
+
+
+@pytest.mark.parametrize("key", report.LOST_STEPS)
+@pytest.mark.parametrize(("cold", "most"), [(7.0, 10.5), (0.4, 0.9)])
+def test_a_dead_store_may_cost_half_of_cold_or_half_a_second(key: str, cold: float, most: float) -> None:
+    quick = dict.fromkeys(report.LOST_STEPS, cold) | {"cpu_tier_s": 0.01, "other_engine_s": 0.01}
+    assert report.failures(steps(cold_s=cold, **(quick | {key: most - 0.01})), FINE) == []
+    (fault,) = report.failures(steps(cold_s=cold, **(quick | {key: most + 0.01})), FINE)
+    assert fault.startswith(f"step {key}: ")
+
+
+def test_a_hit_is_a_share_of_cold_or_little_beyond_the_device() -> None:
+    assert len(report.failures(steps(cpu_tier_s=0.5), FINE)) == 1  # of 7 s
+    fast = dict.fromkeys(report.LOST_STEPS, 0.5)
+    assert report.failures(steps(cold_s=0.5, cpu_tier_s=0.2, **fast), FINE) == []  # 0.15 s beyond the device
+    assert len(report.failures(steps(cold_s=0.5, cpu_tier_s=0.3, **fast), FINE)) == 1
+
+
+def test_a_wrong_text_and_half_a_hit_are_told() -> None:
+    half = [
+        dataclasses.replace(step, answers=[(0, Answer(0.4, 0.4, "text", 1000, 480))])
+        if step.key == "store_back_s"
+        else step
+        for step in steps()
+    ]
+    told = report.failures(half, Verdict("rule", ("step 3: another text",)))
+    assert told == ["step 3: another text", "step store_back_s: 50.0% of whole chunks cached, 99% expected"]
+
+
+def test_the_table_names_the_rule_and_fits_a_terminal() -> None:
+    lines = report.table(steps(), FINE).splitlines()
+    assert lines[-1] == "texts: 9 of 9 right; rule: one text per prompt"
+    assert max(map(len, lines)) <= 100
+
+
+def test_machines_read_medians_and_samples() -> None:
+    figures = json.loads(report.figures(steps(), FINE).removeprefix("demo-figures: "))
+    assert figures["store_lost_s"] == 7.4
+    assert figures["samples"]["store_lost_s"] == [7.4]
+    assert figures["lost_limit_s"] == 10.5
