@@ -1,1 +1,1 @@
-"""The demo: one document, two engines, one store, six steps. ``python -m e2e.demo engine | cluster``."""
+"""The demo: one document, two engines, one store, and the steps that show what it is worth. ``python -m e2e.demo engine | cluster``."""
