@@ -10,6 +10,9 @@ Ticket = int
 """Number of one transfer or spill, given out by the scheduler. Failures travel back under it, so that a report about work
 from before a cache reset can be recognised and dropped."""
 
+STORE_SILENT = "get stalled"
+"""Among the counts of `Reports`: parts that were not read because the store was silent."""
+
 
 class Tier(enum.Enum):
     """Where a part lies. The values are the labels of metrics."""

@@ -16,7 +16,8 @@ from testkit.servers import KeyValueServer, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
-FETCH_S = 2.0
+FETCH_S = 30.0
+"""Much more than a store that is silent may cost."""
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,10 @@ def _begin_load(engine: Engine, number: int, store: KeyValueServer) -> str:
     return request
 
 
-def test_a_store_that_stops_in_mid_fetch_costs_its_deadline_and_no_more(engine: tuple[Engine, KeyValueServer]) -> None:
-    """Then the prompt is computed: the same text."""
+def test_a_store_that_stops_in_mid_fetch_costs_its_silence_and_no_more(
+    engine: tuple[Engine, KeyValueServer],
+) -> None:
+    """Long before the fetch's own time is up the prompt is computed: the same text."""
     subject, store = engine
     text, whole = _stored(subject, 1)
     assert whole >= 5 * subject.chunk_tokens
@@ -85,11 +88,11 @@ def test_a_store_that_stops_in_mid_fetch_costs_its_deadline_and_no_more(engine: 
             for output in subject.llm.llm_engine.step():
                 if output.request_id.startswith(request):
                     answer = _tokens(output)
-            assert time.monotonic() - began < 60
+            assert time.monotonic() - began < FETCH_S / 2
     finally:
         store.resume()
     assert answer == text
-    assert subject.mover.outbox.outcomes["load timeout"] >= 1
+    assert subject.mover.outbox.outcomes["load stalled"] >= 1
     subject.assert_nothing_is_left()
 
 

@@ -107,8 +107,10 @@ def connect() -> Iterator[Connect]:
     def make(server: Subject | int, *, breaker: Breaker | None = None, **fields: Any) -> Store:
         """Args:
         server: or the port of a Redis on loopback.
-        fields: of the configuration.
+        fields: of the configuration. Without time-outs among them, a server may be silent for
+            long: these tests run on starved hosts, too.
         """
+        fields = {"timeouts": {"stall_ms": 3000}} | fields
         remote = (
             {"type": "redis", "host": "127.0.0.1", "port": server} | fields
             if isinstance(server, int)

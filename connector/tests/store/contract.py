@@ -20,6 +20,7 @@ from kvpool_connector.stores import Breaker, Outcome, Store
 from testkit.servers import wait_until
 
 HIT, MISS, CORRUPT, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.CORRUPT, Outcome.FAILED, Outcome.TIMEOUT
+STALLED = Outcome.STALLED
 MIB = 1 << 20
 
 
@@ -54,6 +55,8 @@ class StoreContract:
     """Else a put under a key that is there changes nothing, and is a HIT."""
     least: ClassVar[int] = 0
     """Bytes of the smallest value that the store takes."""
+    sees_silence: ClassVar[bool] = True
+    """Else a silent server is given up at the deadline: its client's calls cannot be watched."""
     reconnects: ClassVar[int] = 50
     """Connections made in the test that counts file descriptors."""
 
@@ -196,8 +199,9 @@ class StoreContract:
             begin = time.monotonic()
             (outcome,) = store.get_into([b"p"], buffers([MIB]), soon(0.4))
             assert time.monotonic() - begin < 0.7
-            assert outcome in (TIMEOUT, FAILED)
-        assert store.put_from([b"q"], filled([noise(6, 20 * MIB)]), soon(0.4))[0] in (TIMEOUT, FAILED)
+            assert outcome in (TIMEOUT, STALLED, FAILED)
+        (outcome,) = store.put_from([b"q"], filled([noise(6, 20 * MIB)]), soon(0.4))
+        assert outcome in (TIMEOUT, STALLED, FAILED)
         own_server.resume()
         wait_until("it is used again", lambda: get(store, [b"p"], [MIB]) == ([HIT], [value]))
 
@@ -209,6 +213,44 @@ class StoreContract:
         begin = time.monotonic()
         assert store.exists([b"a", b"b"], soon(0.2)) == [TIMEOUT] * 2
         assert 0.15 < time.monotonic() - begin < 0.5
+        own_server.resume()
+
+    def test_a_server_that_falls_silent(self, own_server: Subject, connect: Connect) -> None:
+        """Given up long before the deadline, whatever was asked. The breaker opens: the next call
+        costs nothing."""
+        if not self.sees_silence:
+            pytest.skip("its client's calls cannot be watched")
+        quick = {"stall_ms": 250}
+        breaker = Breaker(first_s=60)
+        store = connect(own_server, breaker=Breaker(first_s=60), timeouts=quick)
+        put(store, {b"p": noise(5, MIB)})
+        other = connect(own_server, breaker=breaker, timeouts=quick)
+        assert other.ping(soon()) is HIT
+        own_server.pause()
+        begin = time.monotonic()
+        assert store.get_into([b"p", b"q"], buffers([MIB, MIB]), soon(30)) == [STALLED] * 2
+        assert other.exists([b"p", b"q"], soon(30)) == [STALLED] * 2
+        assert connect(own_server, timeouts=quick).ping(soon(30)) is STALLED  # a new connection
+        assert time.monotonic() - begin < 10
+        assert not breaker.closed
+        assert store.get_into([b"p"], buffers([MIB]), soon(30)) == [FAILED]
+        assert other.exists([b"p"], soon(30)) == [FAILED]
+        own_server.resume()
+
+    def test_the_longest_silence_is_configured(self, own_server: Subject, connect: Connect) -> None:
+        """In both directions from the default."""
+        if not self.sees_silence:
+            pytest.skip("its client's calls cannot be watched")
+        stores = {
+            stall_ms: connect(own_server, breaker=Breaker(), timeouts={"stall_ms": stall_ms})
+            for stall_ms in (120, 1500)
+        }
+        assert {store.ping(soon()) for store in stores.values()} == {HIT}
+        own_server.pause()
+        for stall_ms, store in stores.items():
+            begin = time.monotonic()
+            assert store.exists([b"p"], soon(30)) == [STALLED]
+            assert stall_ms / 1000 - 0.01 < time.monotonic() - begin < stall_ms / 1000 + 1
         own_server.resume()
 
     def test_restarted(self, own_server: Subject, connect: Connect) -> None:

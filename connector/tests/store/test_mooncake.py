@@ -35,6 +35,7 @@ class TestContract(StoreContract):
     """A put under a key that is there writes nothing, and there is no empty value."""
 
     replaces = False
+    sees_silence = False
     least = 1
     reconnects = 3
 

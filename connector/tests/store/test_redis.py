@@ -316,9 +316,12 @@ def test_a_server_that_drips(connect: Connect) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         begin = time.monotonic()
-        store = connect(listener.getsockname()[1])
-        assert store.get_into([b"key"], [memoryview(bytearray(1000))], soon(0.3)) == [TIMEOUT]
-        assert 0.25 < time.monotonic() - begin < 0.6
+        breaker = Breaker()
+        port = listener.getsockname()[1]
+        store = connect(port, breaker=breaker, timeouts={"stall_ms": 250})
+        assert store.get_into([b"key"], [memoryview(bytearray(1000))], soon(0.6)) == [TIMEOUT]
+        assert 0.55 < time.monotonic() - begin < 0.9
+        assert breaker.closed
         ended.set()
         thread.join(10)
 

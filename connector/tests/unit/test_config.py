@@ -41,7 +41,10 @@ def test_the_smallest_remote_store_is_a_type_and_a_host() -> None:
     assert remote.model_dump() == {
         "type": "redis", "host": "store", "port": 6379, "sentinel": None, "database": 0, "username": None,
         "password_file": None, "ttl_s": None, "write_policy": "write_through",
-        "timeouts": {"lookup_ms": 50, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000, "handover_ms": 1_000},
+        "timeouts": {
+            "lookup_ms": 50, "fetch_ms": 5_000, "put_ms": 10_000, "connect_ms": 3_000, "stall_ms": 250,
+            "handover_ms": 1_000,
+        },
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from connector.tests.unit.rank import MIXED, OTHERS, PAYLOAD, SLOTS, Rank, closing, key, name, small
 from kvpool_connector.stores import Loan, Outcome
 from kvpool_connector.stores.memory import address_of
-from kvpool_connector.transfer import Tier
+from kvpool_connector.transfer import STORE_SILENT, Tier
 from testkit.servers import wait_until
 
 
@@ -324,7 +324,19 @@ def test_a_read_that_was_given_up_is_a_sample_of_a_slow_tier(rank: Rank) -> None
     assert (sample.tier, sample.nbytes) == (Tier.REMOTE, 1)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.MISS, Outcome.FAILED])
+def test_a_store_that_was_silent_is_told_and_says_nothing_about_speed(rank: Rank) -> None:
+    """Also where something came before. What is on disk is not lost by it."""
+    rank.stored_below(Tier.REMOTE, [0, 1], [small(0, 1), small(2, 3)])
+    outcomes = [Outcome.HIT, Outcome.STALLED]
+    rank.reader.get_into = lambda keys, buffers, deadline: outcomes  # type: ignore[method-assign]
+    _, _, reports = rank.ended(job := rank.load([0, 1], [small(0, 1), small(2, 3)], remote=[0, 1]))
+    assert 1 in reports.failed[100 + job]
+    assert 1 not in reports.lost[100 + job]
+    assert reports.samples == []
+    assert reports.counts[STORE_SILENT] == 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.MISS, Outcome.FAILED, Outcome.STALLED])
 def test_a_read_that_brought_nothing_says_nothing_about_speed(rank: Rank, outcome: Outcome) -> None:
     """Neither a load's nor a probe's."""
     rank.stored_below(Tier.REMOTE, [0], [small(0, 1)])

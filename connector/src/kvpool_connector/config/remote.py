@@ -28,6 +28,13 @@ class Timeouts(Section):
     fetch_ms: int = Field(default=5_000, ge=10, le=120_000, description="One load's reads, all keys together.")
     put_ms: int = Field(default=10_000, ge=10, le=120_000, description="One store's writes, all keys together.")
     connect_ms: int = Field(default=3_000, ge=10, le=30_000, description="TCP connection and authentication.")
+    stall_ms: int = Field(
+        default=250,
+        ge=10,
+        le=30_000,
+        description="Redis, Valkey, LMCache's server: one that sends no byte for so long is given "
+        "up, and left alone for a while. Longer than its round trip. Writes have put_ms.",
+    )
     handover_ms: int = Field(
         default=1_000,
         ge=1,

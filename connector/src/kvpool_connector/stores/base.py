@@ -5,6 +5,8 @@ Rules for implementations, kept by the contract suite in ``connector/tests/store
 - Expected faults (lost server, full server, missing key, wrong length, late answer) are outcomes, never exceptions.
 - A deadline is an absolute ``time.monotonic()`` value for the whole batch; a call returns by then, give or take one
   blocking call of the operating system.
+- Where a server's bytes can be watched, one that sends none for ``stall_ms`` is given up before
+  the deadline: STALLED.
 - When a call has returned, nothing reads or writes its buffers any more, whatever the outcome, but for those that the store
   says are `lent`.
 - On any doubt about where a reply starts or ends, the connection is closed: being off by one reply would give the bytes
@@ -28,6 +30,7 @@ class Outcome(enum.Enum):
     CORRUPT = "corrupt"  # the store has it, but not with the expected length
     FAILED = "failed"  # refused by the store, or the connection was lost or is not to be trusted
     TIMEOUT = "timeout"  # the deadline passed before this key's reply
+    STALLED = "stalled"  # not one byte came for longer than a server that works is silent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

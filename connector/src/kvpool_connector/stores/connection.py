@@ -3,6 +3,10 @@
 Kernel time-outs (SO_RCVTIMEO, SO_SNDTIMEO) are set before every call with the time that is left: Python's ``settimeout``
 would make the socket non-blocking underneath and so take the effect from MSG_WAITALL, which is what keeps the number of
 blocking returns, and with it the cost of the interpreter lock, small.
+
+No call waits longer than the server may be silent. With MSG_WAITALL the kernel then returns what
+came until then, and it knows how long ago the last of it came (TCP_INFO): a slow server costs a
+call every ``stall_s``, and one that is gone is noticed ``stall_s`` after its last byte.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ Buffer = bytes | memoryview
 _READ_AHEAD = 4096
 _LONGEST_LINE = 4096
 _MOST_BUFFERS = 1024  # of one sendmsg: Linux's UIO_MAXIOV
+_LAST_DATA_RECEIVED = struct.Struct("=52xI")  # of struct tcp_info: 8 bytes, then numbers of 32 bits
 
 
 class ProtocolDoubt(Exception):
@@ -27,19 +32,50 @@ class Closed(ProtocolDoubt):
     """The server closed the connection before the first byte of what was to be read."""
 
 
+class Late(TimeoutError):
+    """The caller's deadline passed, whatever the server did."""
+
+    def __init__(self, silent_s: float = 0.0) -> None:
+        """Args:
+        silent_s: so long before the deadline the last byte was received, or taken.
+        """
+        super().__init__("not ready in time")
+        self.silent_s = silent_s
+
+
+class Stalled(TimeoutError):
+    """Not one byte was received, or taken, for as long as the server may be silent."""
+
+    def __init__(self, stall_s: float) -> None:
+        super().__init__(f"no byte for {stall_s * 1e3:.0f} ms")
+
+
 class Connection:
     """Used by one thread. Raises TimeoutError, OSError or ProtocolDoubt; after any of them it must be closed."""
 
-    def __init__(self, host: str, port: int, deadline: float, *, quick_ack: bool = False) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        deadline: float,
+        stall_s: float,
+        *,
+        quick_ack: bool = False,
+    ) -> None:
         """Args:
+        stall_s: how long the server may be silent, also before it accepts the connection.
         quick_ack: for a server whose socket has no TCP_NODELAY: it holds a small reply back until the last one is
             acknowledged, which the kernel may put off for 40 ms.
         """
+        self.stall_s = stall_s
+        """May be changed between two calls."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError
+            raise Late
         try:
-            self._socket = socket.create_connection((host, port), timeout=left)
+            self._socket = socket.create_connection((host, port), timeout=min(left, stall_s))
+        except TimeoutError:
+            raise Stalled(stall_s) if stall_s < left else Late(left) from None
         except UnicodeError:  # from IDNA, for names such as "a..b"
             raise OSError(f"{host!r} is not a host name") from None
         self._socket.settimeout(None)
@@ -55,10 +91,11 @@ class Connection:
         """Send all parts in order, from where they lie."""
         views = [memoryview(part) for part in parts]
         while views:
+            limit_s = self._limit(socket.SO_SNDTIMEO, deadline)
             try:
-                sent = self._ready(socket.SO_SNDTIMEO, deadline).sendmsg(views[:_MOST_BUFFERS])
+                sent = self._socket.sendmsg(views[:_MOST_BUFFERS])
             except BlockingIOError:
-                raise TimeoutError from None
+                raise self._nothing(limit_s) from None
             while views and sent >= len(views[0]):
                 sent -= len(views.pop(0))
             if sent:
@@ -83,11 +120,14 @@ class Connection:
         got = min(len(view), len(self._ahead))
         view[:got] = self._ahead[:got]
         del self._ahead[:got]
+        silent_s = 0.0
         while got < len(view):
             try:
-                got += self._receive(view[got:], socket.MSG_WAITALL, deadline)
+                got += self._receive(view[got:], socket.MSG_WAITALL, deadline, silent_s)
             except (ConnectionResetError, ProtocolDoubt) as error:
                 raise error if got else Closed(str(error)) from None
+            if got < len(view):
+                silent_s = self._silent_s()
 
     def skip(self, length: int, deadline: float) -> None:
         """Read and forget."""
@@ -97,24 +137,49 @@ class Connection:
             self.fill(part, deadline)
             length -= len(part)
 
-    def _receive(self, view: memoryview, flags: int, deadline: float) -> int:
+    def _receive(self, view: memoryview, flags: int, deadline: float, silent_s: float = 0.0) -> int:
+        """Take what comes, and return how many bytes, at least one.
+
+        Args:
+            silent_s: for so long none had come when this was called.
+        """
         if self._quick_ack:  # the kernel forgets it after a few segments
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        limit_s = self._limit(socket.SO_RCVTIMEO, deadline, silent_s)
         try:
-            count = self._ready(socket.SO_RCVTIMEO, deadline).recv_into(view, len(view), flags)
+            count = self._socket.recv_into(view, len(view), flags)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
-                raise TimeoutError from None
+                raise self._nothing(limit_s, silent_s) from None
             raise
         if count == 0:
             raise ProtocolDoubt("closed by the server")
         return count
 
-    def _ready(self, option: int, deadline: float) -> socket.socket:
-        """Give the kernel the time that is left; its time-out counts per call, so this precedes every call."""
+    def _limit(self, option: int, deadline: float, silent_s: float = 0.0) -> float:
+        """Tell the kernel how long the next call may wait for its first byte, and return that, in
+        seconds. Its time-out counts per call, so this precedes every call."""
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError
-        seconds, micros = divmod(max(int(left * 1e6), 1), 1_000_000)  # never 0: that would mean "for ever"
+            raise Late(silent_s)
+        if silent_s >= self.stall_s:
+            raise Stalled(self.stall_s)
+        limit_s = min(left, self.stall_s - silent_s)
+        # Never 0: that would mean "for ever".
+        seconds, micros = divmod(max(int(limit_s * 1e6), 1), 1_000_000)
         self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, micros))
-        return self._socket
+        return limit_s
+
+    def _nothing(self, limit_s: float, silent_s: float = 0.0) -> TimeoutError:
+        """What it means that a call waited for so long in vain, after such a silence."""
+        if limit_s < self.stall_s - silent_s:  # as `_limit` chose
+            return Late(silent_s + limit_s)
+        return Stalled(self.stall_s)
+
+    def _silent_s(self) -> float:
+        """How long ago the last byte came: ``tcpi_last_data_recv``, in milliseconds, of Linux's
+        include/uapi/linux/tcp.h."""
+        size = _LAST_DATA_RECEIVED.size
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        (milliseconds,) = _LAST_DATA_RECEIVED.unpack(info)
+        return float(milliseconds) / 1e3

@@ -51,7 +51,7 @@ class LMCacheStore(StreamStore):
     )
 
     def __init__(self, config: LMCacheRemote, breaker: Breaker) -> None:
-        super().__init__(config.where, config.timeouts.connect_ms / 1000, breaker)
+        super().__init__(config.where, config.timeouts, breaker)
         self._config = config
         self._replaceable: set[bytes] = set()
         """Names that were to be deleted: absent for this client until it puts them."""
@@ -97,6 +97,7 @@ class LMCacheStore(StreamStore):
             lambda connection, _: _healthy(connection, deadline),
             lambda number: sum(len(buffers[i]) + _REQUEST.size for i in groups[number]),
             deadline,
+            patient=True,
         )
         outcomes = [Outcome.FAILED] * len(keys)
         for group, outcome in zip(groups, of_groups, strict=True):
@@ -124,7 +125,8 @@ class LMCacheStore(StreamStore):
         )[0]
 
     def _dial(self, deadline: float) -> Connection:
-        connection = Connection(self._config.host, self._config.port, deadline, quick_ack=True)
+        host, port = self._config.host, self._config.port
+        connection = Connection(host, port, deadline, self._stall_s, quick_ack=True)
         try:
             connection.send([_request(_HEALTH)], deadline)
             _healthy(connection, deadline)  # something else that listens there would not answer so

@@ -25,9 +25,10 @@ class RedisStore(StreamStore):
     """One connection to the server, or to what the sentinels say is the primary."""
 
     def __init__(self, config: RedisRemote, breaker: Breaker) -> None:
-        super().__init__(config.where, config.timeouts.connect_ms / 1000, breaker)
+        super().__init__(config.where, config.timeouts, breaker)
         self._config = config
-        self._sentinels = None if config.sentinel is None else Sentinels(config.sentinel)
+        group = config.sentinel
+        self._sentinels = None if group is None else Sentinels(group, self._stall_s)
         self._elsewhere = False
         self._expiry = b"" if config.ttl_s is None else b"$2\r\nEX\r\n" + bulk(b"%d" % config.ttl_s)
         self._set = b"*%d\r\n$3\r\nSET\r\n" % (3 if config.ttl_s is None else 5)
@@ -53,9 +54,10 @@ class RedisStore(StreamStore):
             head = self._set + bulk(keys[i]) + b"$%d\r\n" % len(buffers[i])
             return [head, buffers[i], b"\r\n" + self._expiry]
 
+        reply = self._one_of({b"+OK": Outcome.HIT}, deadline)
         return self._batch(
-            len(keys), request, self._one_of({b"+OK": Outcome.HIT}, deadline), lambda i: len(buffers[i]), deadline
-        )
+            len(keys), request, reply, lambda i: len(buffers[i]), deadline, patient=True,
+        )  # fmt: skip
 
     def delete(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """Remove without blocking the server (UNLINK)."""
@@ -93,7 +95,7 @@ class RedisStore(StreamStore):
 
     def _greeted(self, host: str, port: int, deadline: float) -> Connection:
         """Each answer must be right, or nothing on this connection can be trusted."""
-        connection = Connection(host, port, deadline)
+        connection = Connection(host, port, deadline, self._stall_s)
         try:
             log_in(connection, self._config, deadline)
             if self._sentinels is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from kvpool_connector.config import Sentinel
 from kvpool_connector.config.remote import Address
-from kvpool_connector.stores.connection import Connection, ProtocolDoubt
+from kvpool_connector.stores.connection import Connection, Late, ProtocolDoubt
 from kvpool_connector.stores.resp import call, log_in
 from kvpool_connector.stores.stream import Refused
 
@@ -21,8 +21,12 @@ Open = Callable[[str, int, float], Connection]
 class Sentinels:
     """Some sentinels of one group. Used by one thread."""
 
-    def __init__(self, config: Sentinel) -> None:
+    def __init__(self, config: Sentinel, stall_s: float) -> None:
+        """Args:
+        stall_s: how long each of them may be silent.
+        """
         self._config = config
+        self._stall_s = stall_s
         self._endpoints = list(config.endpoints)
 
     def connect(self, open_primary: Open, deadline: float) -> Connection:
@@ -30,11 +34,13 @@ class Sentinels:
         so that one which does not answer leaves some for the others; the one that was right is asked first the next time.
 
         Raises:
-            TimeoutError: the deadline passed.
+            Late: the deadline passed.
+            TimeoutError: none of them answered, or no primary that they named.
             Refused: no sentinel led to a primary; the text says why of each.
         """
         reasons: list[str] = []
         silent = 0
+        began = time.monotonic()
         for left, endpoint in zip(range(len(self._endpoints), 0, -1), tuple(self._endpoints), strict=True):
             now = time.monotonic()
             by = now + (deadline - now) / left
@@ -49,13 +55,15 @@ class Sentinels:
                 self._endpoints.insert(0, endpoint)
                 return connection
         if silent == len(reasons):
+            if (now := time.monotonic()) >= deadline:
+                raise Late(now - began)
             raise TimeoutError("no sentinel led to a primary in time: " + "; ".join(reasons))
         raise Refused("no sentinel led to a primary: " + "; ".join(reasons))
 
     def _ask(self, endpoint: Address, deadline: float) -> tuple[str, int]:
         """The primary's address as one sentinel tells it."""
         name = self._config.master_name
-        connection = Connection(endpoint.host, endpoint.port, deadline)
+        connection = Connection(endpoint.host, endpoint.port, deadline, self._stall_s)
         try:
             log_in(connection, self._config, deadline)
             match call(connection, [b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name.encode()], deadline):

@@ -224,7 +224,11 @@ class Mover:
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
 
     def _sample(self, tier: Tier, keys: Sequence[bytes], outcomes: Sequence[Outcome], seconds: float) -> None:
-        """A timed read. One that was given up counts with what it brought in its time: the tier is at most that fast."""
+        """A timed read. One that was given up counts with what it brought in its time: the tier is
+        at most that fast. A store that fell silent is not measured by that: how fast it is when it
+        answers, nobody knows."""
+        if Outcome.STALLED in outcomes:
+            return
         payload_bytes = self._rows.parts.payload_bytes
         nbytes = sum(payload_bytes(key) for key, outcome in zip(keys, outcomes, strict=True) if outcome is Outcome.HIT)
         if nbytes or any(outcome is Outcome.TIMEOUT for outcome in outcomes):

@@ -10,6 +10,8 @@ from kvpool_connector.stores import Outcome
 from kvpool_connector.transfer import Kind, Reports, Sample, Ticket, Transfer
 from kvpool_connector.worker.job import Done
 
+_LATE = (Outcome.TIMEOUT.value, Outcome.STALLED.value)
+
 
 class Outbox:
     """The first group of methods may be called from any thread, the second on vLLM's thread only."""
@@ -64,7 +66,8 @@ class Outbox:
             ended.append(done)
             if failed:
                 self._reports.failed[transfer.ticket] = set(failed)
-                self._reports.lost[transfer.ticket] = {p for p, why in failed.items() if why != Outcome.TIMEOUT.value}
+                lost = {position for position, why in failed.items() if why not in _LATE}
+                self._reports.lost[transfer.ticket] = lost
                 if transfer.kind is Kind.LOAD:
                     self._failed_requests.add(transfer.req_id)
             if differed:

@@ -112,6 +112,12 @@ class ConnectorTimeouts(ApiModel):
     fetch_ms: int | None = Field(None, ge=10, le=120_000, description="Reading one request's blocks.")
     put_ms: int | None = Field(None, ge=10, le=120_000, description="Writing one batch of blocks.")
     connect_ms: int | None = Field(None, ge=10, le=30_000, description="Connecting and authenticating.")
+    stall_ms: int | None = Field(
+        None,
+        ge=10,
+        le=30_000,
+        description="Redis, Valkey, LMCacheServer: one that sends no byte for so long is given up.",
+    )
     handover_ms: int | None = Field(
         None, ge=1, le=60_000, description="Decode engines: waiting for what a prefill engine is writing to the store."
     )

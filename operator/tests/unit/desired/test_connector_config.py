@@ -33,13 +33,13 @@ def test_an_external_store(make_pool: MakePool) -> None:
     backend:
       type: Valkey
       external: {host: h.example, port: 7000, database: 3, auth: {secretRef: {name: s, usernameKey: u}}}
-    connector: {ttlSeconds: 60, timeouts: {lookupMs: 7, handoverMs: 60000}, offloadGeneratedTokens: false}
+    connector: {ttlSeconds: 60, timeouts: {lookupMs: 7, handoverMs: 60000, stallMs: 90}, offloadGeneratedTokens: false}
     """
     config = read(make_pool(spec, external_username="ada"))
     assert isinstance(config.remote, RedisRemote)
     assert (config.remote.host, config.remote.port, config.remote.database) == ("h.example", 7000, 3)
     assert (config.remote.username, config.remote.ttl_s, config.remote.timeouts.lookup_ms) == ("ada", 60, 7)
-    assert config.remote.timeouts.handover_ms == 60_000
+    assert (config.remote.timeouts.handover_ms, config.remote.timeouts.stall_ms) == (60_000, 90)
     assert config.offload_generated_tokens is False
 
 
