@@ -24,10 +24,10 @@ class FakePresence:
         self._answered = False
 
     def ask(self, key: bytes) -> bool | None:
-        if self._verdicts.get(key) is not None:
-            return self._verdicts[key]
         if not self.reachable:
             return False
+        if self._verdicts.get(key) is not None:
+            return self._verdicts[key]
         if key not in self._verdicts:
             self.asked.append(key)
             self._verdicts[key] = None
@@ -45,6 +45,9 @@ class FakePresence:
             if verdict is None and not self.hung:
                 self._answered = True
                 self._verdicts[key] = self.reachable and key in self.remote
+
+    def doubt(self) -> None:
+        self.reachable = False
 
     def forget(self) -> None:
         self._verdicts.clear()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from connector.tests.unit.pools import HIT, KEYS, MISS, PENDING, RETRY, Make
 from kvpool_connector.scheduler.lookups import MAX_FAILED_LOADS
 from kvpool_connector.tiers.slots import State
-from kvpool_connector.transfer import Kind, Reports, Tier
+from kvpool_connector.transfer import STORE_SILENT, Kind, Reports, Tier
 
 A, B, C, D, E, F = KEYS[:6]
 MEMORY = Tier.MEMORY
@@ -201,6 +203,24 @@ def test_a_failed_load_forgets_what_failed_only(rig: Make) -> None:
     assert it.changes() == [(MEMORY, "removed", (B,))]
     it.presence.remote.add(B)
     assert it.pool.lookup(B, "other") is MISS
+
+
+def test_a_store_that_was_silent_is_not_asked_again_before_it_answers(rig: Make) -> None:
+    """Neither for what could not be loaded nor for what it was believed to have: all of it is
+    computed at once."""
+    it = rig(remote=True)
+    it.presence.remote |= {A, B, C}
+    assert [it.lookup(key, "other") for key in (B, C)] == [HIT, HIT]
+    it.step()
+    load = it.load(A)
+    it.pool.on_reports(Reports(failed={load.ticket: {0}}, counts=Counter({STORE_SILENT: 1})))
+    it.pool.end_load("r")
+    assert [it.pool.lookup(key, "r") for key in (A, B, C, D)] == [MISS] * 4
+    assert D not in it.presence.asked
+    assert it.pool.store_reachable is False
+    it.presence.come_back()
+    it.presence.expire()
+    assert it.lookup(B, "r") is HIT
 
 
 def test_a_failed_fetch_was_never_in_memory(rig: Make) -> None:

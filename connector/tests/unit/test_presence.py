@@ -264,6 +264,41 @@ def test_a_store_that_is_lost_in_mid_question(make: Make) -> None:
     assert presence.ask(b"other") is False
 
 
+def test_a_store_that_falls_silent_in_mid_question(make: Make) -> None:
+    """A miss at once, not when the question's time is up, also for what it had said before that;
+    then for all that it was believed to have."""
+    store = FakeStore({b"here": b"1", b"before": b"1"})
+    presence = make(store)
+    assert verdict(presence, b"before") is True
+    assert presence.take_answers()
+    outcomes = [Outcome.HIT, Outcome.STALLED]
+    store.exists = lambda keys, deadline: outcomes  # type: ignore[method-assign]
+    store.outcome = Outcome.STALLED
+    assert [presence.ask(key) for key in (b"here", b"other")] == [None, None]
+    presence.flush()
+    wait_until("it is told", presence.take_answers)
+    assert [presence.ask(key) for key in (b"here", b"other", b"before")] == [False] * 3
+    assert (presence.late, presence.reachable) == (0, False)
+
+
+def test_a_doubt_is_settled_by_the_store(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank waited in vain. Nothing is believed until this thread was answered, which asks at
+    once."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 60)
+    store, go = FakeStore({b"here": b"1"}), threading.Event()
+    presence = make(store)
+    assert verdict(presence, b"here") is True
+    store.before = lambda verb: go.wait(5)
+    presence.doubt()
+    presence.doubt()
+    assert presence.ask(b"here") is False
+    go.set()
+    wait_until("it answered", lambda: presence.reachable)
+    assert presence.ask(b"here") is True
+    assert len(store.called("ping")) == 2
+    assert store.called("exists") == [[b"here"]]
+
+
 def test_the_generation_is_the_stores(make: Make) -> None:
     """Seen by the heartbeat of an idle engine."""
     store = FakeStore({})

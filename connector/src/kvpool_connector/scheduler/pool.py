@@ -22,7 +22,7 @@ from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import DiskTarget, RemoteTarget, Spills, Target, WritePolicy
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.tiers.slots import SlotIndex
-from kvpool_connector.transfer import Orders, Reports, Ticket, Tier
+from kvpool_connector.transfer import STORE_SILENT, Orders, Reports, Ticket, Tier
 
 logger = get_logger(__name__)
 
@@ -101,6 +101,8 @@ class Pool:
         for sample in reports.samples:
             self.admission.read(sample.tier, sample.nbytes, sample.seconds)
         self.counts.update(reports.counts)
+        if reports.counts[STORE_SILENT] and self.contents.presence is not None:
+            self.contents.presence.doubt()
         if reports.broken:
             self.close_down(reports.broken)
         if reports:

@@ -1,7 +1,7 @@
 """Whether the remote store has a key, asked in batches on a thread of its own.
 
-``ask``, ``flush``, ``believe``, ``forget`` and the properties run on the scheduler's thread and never block: ``ask``
-gives a question up at its deadline whatever the thread does.
+``ask``, ``flush``, ``believe``, ``doubt``, ``forget`` and the properties run on the scheduler's
+thread and never block: ``ask`` gives a question up at its deadline whatever the thread does.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Presence:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._verdicts: dict[Key, _Verdict] = {}
         self._pending: list[Key] = []
+        # No keys: a ping. None: the end.
         self._questions: queue.SimpleQueue[tuple[float, list[Key]] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Key, bool]] = queue.SimpleQueue()
         self._deadlines: list[float] = []  # a heap: of the batches that were sent
@@ -91,6 +92,10 @@ class Presence:
 
     def ask(self, key: Key) -> bool | None:
         """Present, absent, or None: not known yet, ask again in the next step (bounded by the deadline)."""
+        # Before the first contact a question waits like any other. Later the heartbeat finds out
+        # when a lost store is back; until then not even what it was known to have can be loaded.
+        if not self._reachable and self._tried:
+            return False
         now = self._clock()
         self._collect(now)
         verdict = self._verdicts.get(key)
@@ -100,8 +105,6 @@ class Presence:
             self._count_late(now)
             self.believe(key, False)
             return False
-        if not self._reachable and self._tried:  # before the first contact a question waits like any other
-            return False  # the heartbeat finds out when that changes
         self._verdicts[key] = _Verdict(None, math.inf)  # the batch gets its deadline when it is sent
         self._pending.append(key)
         return None
@@ -148,6 +151,13 @@ class Presence:
             self._questions.put((time.monotonic() + self._patience_s, self._pending))
             self._pending = []
 
+    def doubt(self) -> None:
+        """A rank waited for the store in vain: until it answers here, no request shall load from it
+        or wait for it. Asks it at once."""
+        if self._reachable:
+            self._reachable = False
+            self._questions.put((math.inf, []))
+
     def forget(self) -> None:
         """Drop all verdicts."""
         self._verdicts.clear()
@@ -180,14 +190,22 @@ class Presence:
             logger.exception("presence query failed; its keys count as absent")
 
     def _answer(self, deadline: float, keys: list[Key]) -> None:
+        if not keys:
+            self._heartbeat()
+            return
         names = [list(self._names(key)) for key in keys]
-        outcomes = iter(self._store.exists([name for parts in names for name in parts], deadline))
-        reached = False
+        outcomes = self._store.exists([name for parts in names for name in parts], deadline)
+        # A silence is noted before what the store had said: nothing of that can be loaded now.
+        answered = Outcome.HIT in outcomes or Outcome.MISS in outcomes
+        reached = answered and Outcome.STALLED not in outcomes
+        if not reached:
+            self._note(reached)
+        left = iter(outcomes)
         for key, parts in zip(keys, names, strict=True):
-            of_parts = [next(outcomes) for _ in parts]
-            reached |= any(outcome in (Outcome.HIT, Outcome.MISS) for outcome in of_parts)
+            of_parts = [next(left) for _ in parts]
             self._answers.put((key, all(outcome is Outcome.HIT for outcome in of_parts)))
-        self._note(reached)
+        if reached:  # which may take a while, if it is another server than before
+            self._note(reached)
 
     def _heartbeat(self) -> None:
         self._note(self._store.ping(time.monotonic() + self._patience_s) is Outcome.HIT)
