@@ -12,6 +12,7 @@
 #            (.venvs/nixl) and vLLM's router (.venvs/router)
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
+# `tools/setup.sh where engine` makes nothing: it prints the folder in the cache that `engine` would make.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=${KVPOOL_CACHE:-$HOME/.cache/kvpool}
@@ -24,19 +25,24 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 PYTHON=$(command -v python3.11 || true)
 [ -n "$PYTHON" ] || die "python3.11 is missing: install Python 3.11 and put it on the PATH"
 
-UV=$(type -P uv || true)
-if [ -z "$UV" ]; then
+# uv, from the PATH or installed into the cache when it is first needed.
+UV=
+uv() {
+  [ -n "$UV" ] || find_uv
+  "$UV" "$@"
+}
+find_uv() {
+  UV=$(type -P uv || true)
+  [ -z "$UV" ] || return 0
   UV=$CACHE/uv-$UV_VERSION/bin/uv
-  if [ ! -x "$UV" ]; then
-    say "uv $UV_VERSION into $CACHE"
-    "$PYTHON" -m venv "$CACHE/uv-$UV_VERSION"
-    "$CACHE/uv-$UV_VERSION/bin/pip" install -q --disable-pip-version-check "uv==$UV_VERSION"
-  fi
-fi
-
-uv() { "$UV" "$@"; }
+  [ ! -x "$UV" ] || return 0
+  say "uv $UV_VERSION into $CACHE"
+  "$PYTHON" -m venv "$CACHE/uv-$UV_VERSION"
+  "$CACHE/uv-$UV_VERSION/bin/pip" install -q --disable-pip-version-check "uv==$UV_VERSION"
+}
 
 hash_of() { cat "$@" <("$PYTHON" --version) | sha256sum | cut -c1-16; }
+home_of() { echo "$CACHE/$1-$(hash_of "requirements/$1.txt")"; }
 install() { uv pip install -q --python "$1/bin/python" --no-deps "${@:2}"; }
 
 # Small, and with our own packages in it: in the checkout.
@@ -53,7 +59,7 @@ dev() {
 # Large: in the cache, by the hash of its inputs, shared by all checkouts; .venvs/$1 is a link to it. Compiled to bytecode, since
 # Pods mount it read-only, and importing vLLM from sources takes minutes. Our connector is not in it: it comes by PYTHONPATH.
 with_vllm() {
-  local home; home=$CACHE/$1-$(hash_of "requirements/$1.txt")
+  local home; home=$(home_of "$1")
   mkdir -p .venvs
   if [ ! -d "$home" ]; then
     local work; work=$home.$$
@@ -101,7 +107,7 @@ partners() {
 
 # A folder for PYTHONPATH with the wheels of requirements/$1.txt and nothing that they depend on; $2 adds to it.
 overlay() {
-  local home; home=$CACHE/$1-$(hash_of "requirements/$1.txt")
+  local home; home=$(home_of "$1")
   mkdir -p .venvs
   if [ ! -d "$home" ]; then
     local work; work=$home.$$
@@ -152,6 +158,10 @@ package_lists() {
   [ -n "$(apt-cache pkgnames "$1" 2>/dev/null)" ] || die "the package lists know no $1: run 'apt-get update' as root once"
 }
 
+if [ "${1:-}" = where ]; then
+  home_of "${2:?the name of an environment}"
+  exit
+fi
 mkdir -p "$CACHE"
 for what in "${@:-dev}"; do
   case $what in
