@@ -62,7 +62,7 @@ class Apt:
         listed = run(["apt-cache", *self.options, "depends", "--recurse", *_CLOSURE, *packages])
         listed_names = {line.strip() for line in listed.splitlines() if re.match(r"[a-z0-9]", line)}
         wanted = sorted(name for name in listed_names if name in packages or not _FOR_SCRIPTS.fullmatch(name))
-        found = _candidates(self.options, wanted)
+        found = candidates(self.options, wanted)
         missing = set(packages) - set(found)
         if missing:
             names = ", ".join(sorted(missing))
@@ -86,7 +86,15 @@ def has_lists(options: Sequence[str] = ()) -> bool:
     return any(Path(line).exists() for line in targets.splitlines())
 
 
-def _candidates(options: Sequence[str], names: Sequence[str]) -> list[str]:
+def unknown(packages: Sequence[str]) -> list[str]:
+    """Packages that this machine's lists do not have; none where it has no lists or no apt yet."""
+    if not packages or not shutil.which("apt-cache") or not has_lists():
+        return []
+    known = candidates([], packages)
+    return [name for name in packages if name not in known]
+
+
+def candidates(options: Sequence[str], names: Sequence[str]) -> list[str]:
     """Those names that are real packages which can be fetched (a virtual package has no candidate)."""
     text = run(["apt-cache", *options, "policy", *names], env={"LC_ALL": "C"})
     return re.findall(r"^([a-z0-9][^\s:]*)(?::\w+)?:\n  Installed: .*\n  Candidate: (?!\(none\))", text, re.MULTILINE)

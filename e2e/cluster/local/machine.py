@@ -53,14 +53,21 @@ def check_node(ours: Collection[str]) -> None:
         raise ClusterError("a node needs root (its Pods are containers): run as root, or take --mode control")
     if not Path("/proc/self/ns/net").exists() or not any(Path("/sys/fs/cgroup").glob("*")):
         raise ClusterError("a node needs network namespaces and cgroups, and this kernel shows none")
+    if taken := taken_ports(ours):
+        raise ClusterError(
+            f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one"
+        )
+
+
+def taken_ports(ours: Collection[str]) -> list[int]:
+    """The node's ports that others have, while the servers `ours` run already."""
     ports = [port for server, ports in NODE_PORTS.items() if server not in ours for port in ports]
     deadline = time.monotonic() + PORT_SECONDS  # a server that was just killed has its ports a moment longer
     while taken := [port for port in ports if not port_is_free(port)]:
         if time.monotonic() > deadline:
-            raise ClusterError(
-                f"port {taken[0]} is taken: another Kubernetes node runs on this machine, and there can be one"
-            )
+            break
         time.sleep(POLL_SECONDS)
+    return taken
 
 
 def extend_environment() -> None:

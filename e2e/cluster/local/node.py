@@ -28,6 +28,11 @@ _API_NAME = "kubernetes.default.svc.cluster.local"
 _DNS = Path(__file__).with_name("dns.yaml")
 
 
+def running(processes: Processes) -> list[str]:
+    """Which of the node's servers run, as `machine.check_node` wants to know of them."""
+    return [name for name in NAMES if processes.alive(name)]
+
+
 @dataclass(frozen=True)
 class Containerd:
     """The cluster's containerd."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from e2e.cluster.local import build, cache, images, machine, pki
 from e2e.cluster.local.control import APISERVER, CONTROLLERS, ETCD, SCHEDULER, Control, Programs
 from e2e.cluster.local.layout import NODE, NODE_IP, Layout, Ports, Started, free_ports
-from e2e.cluster.local.node import NAMES, Containerd, Node
+from e2e.cluster.local.node import NAMES, Containerd, Node, running
 from e2e.cluster.local.processes import Processes
 from e2e.cluster.local.teardown import Teardown
 from e2e.cluster.progress import ClusterError, Progress
@@ -39,7 +39,7 @@ class LocalProvider:
         machine.check_kind()
         machine.extend_environment()
         if mode == "node":
-            machine.check_node([name for name in NAMES if self._processes.alive(name)])
+            machine.check_node(running(self._processes))
             machine.install_missing(self._progress)
         programs, folder = self._programs(mode)
         with self._turn():
