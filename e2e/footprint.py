@@ -1,7 +1,8 @@
-"""How much disk kvpool's caches fill, and whether a run began with them: for the ends of `make test` and `make demo`.
+"""How much disk kvpool's caches fill, and whether a run began with them: for the ends of `make
+test` and `make demo`.
 
-    python3.11 -m e2e.footprint caches     # one phrase: warm, or what a run has to fetch or build first
-    python3.11 -m e2e.footprint disk       # one line per folder
+    python3.11 -m e2e.footprint caches     # one phrase: warm, or what a run has to fetch or build
+    first python3.11 -m e2e.footprint disk       # one line per folder
 
 Only the standard library is used, so that both can be asked before any environment was installed.
 """
@@ -23,7 +24,8 @@ GB = 1_000_000_000
 WARM = "warm"
 VLLM, KUBERNETES, MODEL = "vLLM's environment", "Kubernetes", "the model"
 BEGAN, CACHES = "KVPOOL_BEGAN", "KVPOOL_CACHES"
-"""Variables in which the Makefile tells a demo when it began (seconds since 1970) and what `caches` said then."""
+"""Variables in which the Makefile tells a demo when it began (seconds since 1970) and what `caches`
+said then."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ def kvpool_cache(environ: Mapping[str, str] = os.environ) -> Path:
 def filled(folders: Sequence[Path]) -> list[int]:
     """Bytes that each folder fills, zero for one that is missing.
 
-    One `du` counts all of them, because uv links the files of its cache into environments: such a file fills the disk
-    once, and is counted where it is met first. Mounts below a folder (the volumes of Pods that run) are not in it.
+    One `du` counts all of them, because uv links the files of its cache into environments: such a
+    file fills the disk once, and is counted where it is met first. Mounts below a folder (the
+    volumes of Pods that run) are not in it.
     """
     present = [folder for folder in folders if folder.is_dir()]
     if not present:
@@ -83,7 +86,8 @@ def disk() -> str:
 
 
 def missing(cache_folder: Path) -> list[str]:
-    """Which slow results the cache lacks for this checkout's pins, so that a run makes them first."""
+    """Which slow results the cache lacks for this checkout's pins, so that a run makes them
+    first."""
     where = [str(REPOSITORY / "tools/setup.sh"), "where", "engine"]
     variables = {**os.environ, "KVPOOL_CACHE": str(cache_folder)}
     engine = subprocess.run(where, env=variables, capture_output=True, text=True, check=False).stdout.strip()
@@ -101,9 +105,11 @@ def phrase(lacking: Sequence[str]) -> str:
 
 
 def closing(environ: Mapping[str, str] = os.environ) -> str:
-    """The last lines of a demo: how long it took with everything before it, from which caches, and what it left.
+    """The last lines of a demo: how long it took with everything before it, from which caches, and
+    what it left.
 
-    A demo that was not started by `make` knows neither its beginning nor its caches, and tells the disk alone.
+    A demo that was not started by `make` knows neither its beginning nor its caches, and tells the
+    disk alone.
     """
     began, caches = environ.get(BEGAN, ""), environ.get(CACHES) or "unknown"
     lines = [disk()]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# `make test`: every part in turn, also after one that failed, then a summary: the parts, skipped and failed tests, how to repeat
-# a failed part in the same random order, disk, time. The exit code is the highest of all parts. Without what `setup` makes no
-# part works, so its failure ends the run.
+# `make test`: every part in turn, also after one that failed, then a summary: the parts, skipped
+# and failed tests, how to repeat a failed part in the same random order, disk, time. The exit code
+# is the highest of all parts. Without what `setup` makes no part works, so its failure ends the
+# run.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PARTS=(setup check test-unit test-store test-apiserver test-controllers test-engine test-cluster)
@@ -12,7 +13,8 @@ worst=0
 failed=()
 caches=$(python3.11 -m e2e.footprint caches 2>/dev/null || echo unknown)
 
-# The lines of a part's log from pytest's own summary on; none for a part that is no pytest run or that broke off.
+# The lines of a part's log from pytest's own summary on; none for a part that is no pytest run or
+# that broke off.
 told() { awk '/ short test summary info /{on = 1} on' "$log/$1"; }
 # The option that repeats the random order of a part.
 order() { sed -n 's/^Using \(--randomly-seed=[0-9]*\)$/\1/p' "$log/$1" | head -n 1; }
@@ -41,18 +43,21 @@ done | fold -s -w 100)
 echo "${skipped:-none}"
 for part in "${failed[@]}"; do
   printf '\n==== failed: make %s\n' "$part"
-  told "$part" | grep -E '^(FAILED|ERROR) ' | fold -s -w 100 | grep . || tail -n "$LAST_LINES" "$log/$part"
+  told "$part" | grep -E '^(FAILED|ERROR) ' | fold -s -w 100 | grep . ||
+    tail -n "$LAST_LINES" "$log/$part"
   [ -z "$(order "$part")" ] || echo "in the same order: PYTEST_ADDOPTS=$(order "$part") make $part"
 done
 printf '\n==== parts\n'
 cat "$log/table"
 printf '\n==== disk and time\n'
 python3.11 -m e2e.footprint disk
-printf 'time in all: %d min %d s; caches at the start: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$caches"
+minutes=$((SECONDS / 60))
+printf 'time in all: %d min %d s; caches at the start: %s\n' $minutes $((SECONDS % 60)) "$caches"
 if [ "$worst" = 0 ]; then
   rm -r "$log"
 else
   printf '\nmake test: failed: %s; everything that was printed: %s\n' "${failed[*]}" "$log"
 fi
-[ "${failed[0]:-}" != setup ] || echo "make test: nothing was tested, because nothing works without make setup: mend that first"
+[ "${failed[0]:-}" != setup ] ||
+  echo "make test: nothing was tested, because nothing works without make setup: mend that first"
 exit "$worst"

@@ -12,7 +12,7 @@
 #            (.venvs/nixl) and vLLM's router (.venvs/router)
 #
 # Idempotent: a stamp holds the hash of the inputs. Caches live outside the checkout ($KVPOOL_CACHE, and uv's own).
-# `tools/setup.sh where engine` makes nothing: it prints the folder in the cache that `engine` would make.
+# `tools/setup.sh where engine` makes nothing: it prints the folder that `engine` would make.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CACHE=${KVPOOL_CACHE:-$HOME/.cache/kvpool}

@@ -35,7 +35,10 @@ def test_folders_follow_the_variables_of_their_owners() -> None:
 
 
 def test_the_table_leaves_out_what_is_empty() -> None:
-    rows = [(footprint.Place("a", Path("/a")), 1_500_000_000), (footprint.Place("b", Path("/b")), 0)]
+    rows = [
+        (footprint.Place("a", Path("/a")), 1_500_000_000),
+        (footprint.Place("b", Path("/b")), 0),
+    ]
     assert [line.split() for line in footprint.table(rows).splitlines()] == [
         ["a", "1.5", "GB", "/a"],
         ["disk", "in", "all", "1.5", "GB"],

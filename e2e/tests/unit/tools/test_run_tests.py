@@ -1,7 +1,8 @@
 """What `make test` does with a part that fails.
 
-`make` is a stand-in here: the real one takes half an hour, and no real part fails on demand. The script is the real one,
-and so are the folders that it measures, but for the caches, which are empty.
+`make` is a stand-in here: the real one takes half an hour, and no real part fails on demand. The
+script is the real one, and so are the folders that it measures, but for the caches, which are
+empty.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ SKIPPED [1] operator/tests/apiserver/test_ray.py:3: KubeRay's chart is not here
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:
-    """A folder with a `make` that prints the file named like its target and exits with the code in `<target>.code`."""
+    """A folder with a `make` that prints the file named like its target and exits with the code in
+    `<target>.code`."""
     script = tmp_path / "bin/make"
     script.parent.mkdir()
     lines = ["#!/bin/bash", f'cd "{tmp_path}"', 'echo "part $2"', 'cat "$2" 2>/dev/null']
