@@ -11,14 +11,23 @@ help: ## List the targets
 
 # ---- see it work
 
+# Asks first, before anything is installed, whether this machine has what a demo needs. The demo tells at its end how long all
+# of it took and from which caches, so it is told when it began and what they were.
+define play
+@python3.11 -c "" 2>/dev/null || { \
+  echo "demo: python3.11 is missing: install Python 3.11 and put it on the PATH" >&2; exit 1; }
+@began=$$(date +%s) && caches=$$(python3.11 -m e2e.demo.preflight $(1)) && $(MAKE) --no-print-directory setup && \
+  KVPOOL_BEGAN=$$began KVPOOL_CACHES=$$caches $(DEV)/python -m e2e.demo $(1)
+endef
+
 .PHONY: demo demo-down demo-engine
-demo: setup ## The main job end to end: cluster, operator, pool, six steps with figures (root)
-	$(DEV)/python -m e2e.demo cluster
+demo: ## The main job end to end: cluster, operator, pool, six steps with figures (root)
+	$(call play,cluster)
 demo-down: ## End all that `make demo` started
 	@tools/setup.sh dev
 	$(DEV)/python -m e2e.demo.install down
-demo-engine: setup ## The six steps with vLLM and Redis alone: no Kubernetes, no root
-	$(DEV)/python -m e2e.demo engine
+demo-engine: ## The six steps with vLLM and Redis alone: no Kubernetes, no root
+	$(call play,engine)
 
 .PHONY: example-cpu-offloading
 CPU_OFFLOADING := examples/vllm/cpu_offloading.py --num-prompts 5 --num-tokens 2048 --max-model-len 2304 --block-size 128 \

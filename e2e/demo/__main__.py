@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from e2e import footprint
 from e2e.cluster.progress import ClusterError
 from e2e.demo import report
 from e2e.demo.stage import ENGINE_ARGUMENTS, Stage
@@ -55,6 +56,7 @@ def _play(stage: AbstractContextManager[Stage], say: Callable[[str], None]) -> i
         verdict = judged(play, ready, say)
         print(f"\n{report.table(steps, verdict)}\n\n{ready.look_further()}\n")
         print(report.figures(steps, verdict))
+        print(footprint.closing())
         failed = report.failures(steps, verdict)
     print("demo: ok" if not failed else "demo: failed: " + "; ".join(failed))
     return 1 if failed else 0

@@ -19,12 +19,12 @@ from helm_python import Chart
 from e2e.cluster.progress import Progress
 from e2e.cluster.provider import IMAGE_NAMES, Access, ImageSources, choose
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
+from e2e.demo import CLUSTER
 from e2e.demo.stage import ENGINE_ARGUMENTS
 from kvpool_operator.desired.podpatch import merge
 from testkit.engine import MODEL, MODEL_NAME, ROOT, ensure_model, environment
 from testkit.host import Dtype, chosen_dtype
 
-CLUSTER = "demo"
 SYSTEM = "kvpool-system"
 NAMESPACE = "kvpool-demo"
 RELEASE = "kvpool"
