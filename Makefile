@@ -21,12 +21,12 @@ define play
 endef
 
 .PHONY: demo demo-down demo-engine
-demo: ## The main job end to end: cluster, operator, pool, six steps with figures (root)
+demo: ## The main job end to end: cluster, operator, pool, steps with figures (root)
 	$(call play,cluster)
 demo-down: ## End all that `make demo` started
 	@tools/setup.sh dev
 	$(DEV)/python -m e2e.demo.install down
-demo-engine: ## The six steps with vLLM and Redis alone: no Kubernetes, no root
+demo-engine: ## The same steps with vLLM and Redis alone: no Kubernetes, no root
 	$(call play,engine)
 
 .PHONY: example-cpu-offloading
@@ -42,7 +42,7 @@ example-cpu-offloading: setup ## examples/vllm/cpu_offloading.py without and wit
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-cluster test-cluster-stores test-ray test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-demo test-cluster test-cluster-stores test-ray test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -75,6 +75,8 @@ test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
+test-demo: setup ## The demo's steps on processes with short prompts, in float32 and in bfloat16
+	$(DEV)/pytest e2e/tests/demo
 test-cluster: setup ## Pods on a real node (root)
 	$(DEV)/pytest e2e/tests/e2e -m "not slow"
 test-cluster-stores: setup ## Every kind of store and the disk tier as Pods, also with real engines: not in CI (root; 25 min)
