@@ -36,7 +36,7 @@ from e2e.demo.needs import (
     problems,
     wrong_platform,
 )
-from testkit.engine import cpu_flags
+from testkit.host import cpu_flags
 
 GIB = 1 << 30
 STAGES: Mapping[str, StageName] = {"cluster": "cluster", "engine": "engine"}
