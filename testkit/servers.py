@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from testkit.patience import PATIENCE_S
+
 CACHE = Path(os.environ.get("KVPOOL_CACHE", Path.home() / ".cache/kvpool"))
 
 _VALKEY = Path(__file__).resolve().parent.parent / ".venvs/dev"
@@ -28,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(what: str, condition: object, timeout_s: float = 30.0, poll_s: float = 0.02) -> None:
+def wait_until(what: str, condition: object, timeout_s: float = PATIENCE_S, poll_s: float = 0.02) -> None:
     """Poll a callable until it is true.
 
     Raises:
