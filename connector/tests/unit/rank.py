@@ -19,6 +19,7 @@ from kvpool_connector.worker.job import Done
 from kvpool_connector.worker.lower import Remote
 from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.rows import Parts
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 IDENTITY = "00112233445566778899aabbccddeeff"
@@ -95,8 +96,8 @@ class Rank:
             remote=None if data is None else Remote(self.reader, self.writer, fetch_s, put_s, most_lent),
         )
         if data is not None:
-            assert self.reader.greeted.wait(5)
-            assert self.writer.greeted.wait(5)
+            assert self.reader.greeted.wait(PATIENCE_S)
+            assert self.writer.greeted.wait(PATIENCE_S)
         self._source = np.random.default_rng(5)
         self._groups: dict[int, int] = {}
         self._last = 0

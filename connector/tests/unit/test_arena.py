@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kvpool_connector.format import HEADER_BYTES
 from kvpool_connector.tiers.arena import ALIGNMENT, Arena, row_bytes_for
+from testkit.patience import PATIENCE_S
 
 
 @given(st.integers(0, 1 << 24))
@@ -59,7 +60,7 @@ def test_populate_keeps_contents(caplog: pytest.LogCaptureFixture) -> None:
         for number in range(50, 100):
             arena.part(number * 100, ALIGNMENT - HEADER_BYTES)[:] = before[number]
         assert arena._populating is not None
-        arena._populating.join(30)
+        arena._populating.join(PATIENCE_S)
     assert not arena._populating.is_alive()
     assert "memory tier: " in caplog.text
     for number in range(100):

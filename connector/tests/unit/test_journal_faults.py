@@ -31,6 +31,7 @@ from kvpool_connector.config import ConfigError
 from kvpool_connector.tiers import journal as journal_module
 from kvpool_connector.tiers.journal import FILE, RECORD_BYTES
 from kvpool_connector.tiers.ownership import Ownership
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 # ---- errors
@@ -103,14 +104,14 @@ def test_a_hanging_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     def hang(fd: int, data: bytes, offset: int) -> int:
         hangs.set()
-        assert go.wait(30)
+        assert go.wait(PATIENCE_S)
         return pwrite(fd, data, offset)
 
     journal = journal_in(tmp_path)
     monkeypatch.setattr(journal_module, "MAX_QUEUED", 2)
     monkeypatch.setattr(os, "pwrite", hang)
     journal.stored(b"a", 0)
-    assert hangs.wait(5)
+    assert hangs.wait(PATIENCE_S)
     for slot, key in enumerate((b"b", b"c", b"d", b"e"), start=1):
         journal.stored(key, slot)
     assert journal.errors == {"dropped": 2}

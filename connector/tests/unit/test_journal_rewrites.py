@@ -11,6 +11,7 @@ import pytest
 from connector.tests.unit.journals import HEADER, found, journal_in, key_of, length, write
 from kvpool_connector.tiers import journal as journal_module
 from kvpool_connector.tiers.journal import FILE, RECORD_BYTES, Journal
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 
@@ -51,7 +52,7 @@ def test_an_end_does_not_wait_for_a_rewrite(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(journal, "_in_bursts", pause)
     for _ in range(3):
         journal.stored(b"a", 0)
-    assert paused.wait(5)
+    assert paused.wait(PATIENCE_S)
     journal.stored(b"b", 1)
     journal.close()
     monkeypatch.undo()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 
@@ -26,10 +27,10 @@ def hold(lane: Lane) -> threading.Event:
 
     def wait() -> None:
         started.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE_S)
 
     lane.run(wait)
-    assert started.wait(5)
+    assert started.wait(PATIENCE_S)
     return go
 
 
@@ -40,7 +41,7 @@ def test_urgent_first_else_in_order(lane: Lane) -> None:
     for name, priority in (("a", NORMAL), ("b", NORMAL), ("X", URGENT), ("c", NORMAL), ("Y", URGENT)):
         lane.run(lambda name=name: done.append(name), priority)  # type: ignore[misc]
     go.set()
-    wait_until("all ran", lambda: len(done) == 5, 5)
+    wait_until("all ran", lambda: len(done) == 5)
     assert done == ["X", "Y", "a", "b", "c"]
 
 
@@ -54,7 +55,7 @@ def test_a_task_that_raises_is_logged_and_the_next_one_runs(lane: Lane, caplog: 
     with caplog.at_level(logging.ERROR):
         lane.run(fail)
         lane.run(ran.set)
-        assert ran.wait(5)
+        assert ran.wait(PATIENCE_S)
     assert "a task of kvpool-test failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 

@@ -16,6 +16,7 @@ from kvpool_connector.stores import Loan, Outcome
 from kvpool_connector.tiers.slab import PAGE, Slab
 from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 
@@ -38,8 +39,8 @@ class Rig:
         self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
         self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.outbox)
         self.disk = DiskParts(self.slab, self.outbox)
-        assert self.reader.greeted.wait(5)
-        assert self.writer.greeted.wait(5)
+        assert self.reader.greeted.wait(PATIENCE_S)
+        assert self.writer.greeted.wait(PATIENCE_S)
 
     @property
     def counts(self) -> Counter[str]:
@@ -120,7 +121,7 @@ def test_a_removal_goes_before_queued_writes(rig: Rig) -> None:
 
     rig.writer.before = wait
     rig.remote.write(1, NAMES[:1], PARTS[:1])
-    assert started.wait(5)
+    assert started.wait(PATIENCE_S)
     rig.remote.write(2, NAMES[1:], PARTS[1:])
     rig.remote.remove(NAMES[2])
     go.set()
@@ -165,11 +166,11 @@ def test_what_is_dropped_is_reported_once_and_not_written(rig: Rig, tier: str) -
         rig.writer.before = wait
         for ticket in (1, 2):
             rig.remote.write(ticket, NAMES[ticket : ticket + 1], PARTS[ticket : ticket + 1])
-        assert started.wait(5)
+        assert started.wait(PATIENCE_S)
         rig.remote.drop()
     else:
         rig.disk.read_lane.run(wait)
-        assert started.wait(5)
+        assert started.wait(PATIENCE_S)
         for ticket in (1, 2):
             rig.disk.write(ticket, range(12), [memoryview(bytearray(PAGE))] * 12)
         rig.disk.drop()
@@ -195,7 +196,7 @@ def test_close_is_bounded_and_leaves_a_busy_connection_alone(rig: Rig) -> None:
 
     rig.reader.before = hang
     rig.remote.read_lane.run(lambda: rig.remote._greet(rig.reader))
-    assert started.wait(5)
+    assert started.wait(PATIENCE_S)
     assert not rig.remote.close(time.monotonic() + 0.05)
     assert (rig.reader.closed, rig.writer.closed) == (False, True)
     go.set()

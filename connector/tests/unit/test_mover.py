@@ -14,6 +14,7 @@ from kvpool_connector.stores import Outcome
 from kvpool_connector.transfer import Kind, Tier, Transfer
 from kvpool_connector.worker.device.base import Chunk
 from kvpool_connector.worker.job import Done
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 
@@ -169,12 +170,12 @@ def test_wait_blocks_until_the_jobs_left_kv_memory_alone(rank: Rank) -> None:
 
     rank.reader.before = fetching
     slow = rank.load([1], [small(1, 2)], remote=[0])
-    assert started.wait(5)
+    assert started.wait(PATIENCE_S)
     waiter = threading.Thread(target=lambda: rank.mover.wait({slow}))
     waiter.start()
     assert waiter.is_alive()
     go.set()
-    waiter.join(5)
+    waiter.join(PATIENCE_S)
     assert not waiter.is_alive()
     stuck.set()
     rank.spilled(ticket)

@@ -12,6 +12,7 @@ from connector.tests.unit.rank import MIXED, OTHERS, PAYLOAD, SLOTS, Rank, closi
 from kvpool_connector.stores import Loan, Outcome
 from kvpool_connector.stores.memory import address_of
 from kvpool_connector.transfer import STORE_SILENT, Tier
+from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 
@@ -192,7 +193,7 @@ def test_a_read_goes_before_queued_writes(rank: Rank, monkeypatch: pytest.Monkey
     monkeypatch.setattr(slab, "read_into", reading)
     monkeypatch.setattr(slab, "write_from", writing)
     ticket = rank.spill(Tier.DISK, *numbers[1:])
-    assert started.wait(5)
+    assert started.wait(PATIENCE_S)
     rank.load([0], [small(14, 15)], disk=[0])
     go.set()
     rank.until("both end", lambda done, reports: bool(done) and ticket in reports.spilled)

@@ -17,6 +17,7 @@ from kvpool_connector.config import RemoteStore
 from kvpool_connector.stores import Breaker, Memory, Outcome
 from kvpool_connector.stores.factory import most_lent
 from kvpool_connector.stores.native import MOST_KEYS, NativeStore
+from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import wait_until
 
 HIT, MISS, FAILED, TIMEOUT = Outcome.HIT, Outcome.MISS, Outcome.FAILED, Outcome.TIMEOUT
@@ -181,17 +182,16 @@ def test_a_read_that_is_given_up_lends_its_buffers(store: Store) -> None:
     assert loan
     assert loan.positions == range(2, 4)
     loan.then(returned.set)
-    time.sleep(0.4)  # the breaker lets one call through
+    store._breaker._probe_at = 0  # it lets one call through
     later = buffers(20, 6)
-    begin = time.monotonic()
-    assert set(store.get_into(keys, later, soon())) <= {TIMEOUT, FAILED}
-    assert store.lent is None
-    assert set(store.put_from(keys, rows, soon())) <= {TIMEOUT, FAILED}
-    assert store.lent is None
-    assert time.monotonic() - begin < 0.5
+    with promptly(0.5):
+        assert set(store.get_into(keys, later, soon())) <= {TIMEOUT, FAILED}
+        assert store.lent is None
+        assert set(store.put_from(keys, rows, soon())) <= {TIMEOUT, FAILED}
+        assert store.lent is None
     assert not returned.is_set()
     go.set()
-    assert returned.wait(10)
+    assert returned.wait(PATIENCE_S)
     wait_until("it is used again", lambda: store.get_into(keys, later, soon()) == [HIT] * 6)
     assert later == rows
     assert read == [*rows[:4], *buffers(30, 2)]
@@ -210,7 +210,7 @@ def test_a_write_that_is_given_up_lends_its_buffers(store: Store) -> None:
     assert store.lent.positions == range(3)
     store.lent.then(lambda: returned.set() if "k2" in store.client.data else None)
     go.set()
-    assert returned.wait(10)
+    assert returned.wait(PATIENCE_S)
     wait_until("nothing is lent", lambda: store.lent is None)
 
 

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from kvpool_connector import threads
+from testkit.patience import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ def test_a_thread_that_is_started_from_a_pinned_one_is_not_pinned() -> None:
 
     def pinned() -> None:
         os.sched_setaffinity(0, {min(everything)})
-        threads.start("test", lambda: seen.append(os.sched_getaffinity(0))).join(10)
+        threads.start("test", lambda: seen.append(os.sched_getaffinity(0))).join(PATIENCE_S)
         seen.append(os.sched_getaffinity(0))
 
     parent = threading.Thread(target=pinned)
     parent.start()
-    parent.join(10)
+    parent.join(PATIENCE_S)
     assert seen == [everything, {min(everything)}]
 
 
@@ -56,6 +57,6 @@ def test_a_thread_that_may_not_leave_its_core_runs_and_says_so(
     monkeypatch.setattr(os, "sched_getaffinity", refuse)
     ran: list[bool] = []
     with caplog.at_level(logging.WARNING):
-        threads.start("test", lambda: ran.append(True)).join(10)
+        threads.start("test", lambda: ran.append(True)).join(PATIENCE_S)
     assert ran
     assert "thread test stays on one core" in caplog.text

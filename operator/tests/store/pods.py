@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from testkit.patience import PATIENCE_S
 from testkit.servers import CACHE, free_port, server_command, wait_until
 
 
@@ -108,10 +109,10 @@ class PodProcess:
         if self.runs:
             tell(self._process.pid, number)
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=PATIENCE_S)
         self._process = None
 
 

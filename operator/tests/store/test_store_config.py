@@ -23,6 +23,7 @@ from kvpool_operator.desired import Material, Pool
 from kvpool_operator.desired.stores import redis
 from kvpool_operator.observe.probe import Target, probe
 from kvpool_operator.status.observed import StoreState
+from testkit.patience import PATIENCE_S
 
 PASSWORD = "the-password"
 NO_RETRY = Retry(NoBackoff(), 0)
@@ -63,11 +64,11 @@ def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield number
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=PATIENCE_S)
 
 
 def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()
         with socket.socket() as attempt:

@@ -7,6 +7,7 @@ import pytest
 
 from e2e.cluster.local import build, cache
 from e2e.cluster.progress import Progress
+from testkit.patience import PATIENCE_S
 
 
 def test_the_key_follows_content_and_order_but_not_place(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_two_that_want_the_same_result_take_turns(tmp_path: Path) -> None:
 
     def slow(_: Path) -> None:
         entered.set()
-        assert running.wait(10)
+        assert running.wait(PATIENCE_S)
         made.append("first")
 
     def want(make: str) -> None:
@@ -56,14 +57,14 @@ def test_two_that_want_the_same_result_take_turns(tmp_path: Path) -> None:
 
     first = threading.Thread(target=want, args=["slow"])
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE_S)
     second = threading.Thread(target=want, args=["quick"])
     second.start()
     second.join(0.2)
     assert second.is_alive()  # it waits for the first
     running.set()
-    first.join(10)
-    second.join(10)
+    first.join(PATIENCE_S)
+    second.join(PATIENCE_S)
     assert made == ["first"]
 
 

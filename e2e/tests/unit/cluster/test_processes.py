@@ -9,6 +9,7 @@ import pytest
 
 from e2e.cluster.local.processes import Processes, end, is_alive, parse_stat, read_record
 from e2e.cluster.progress import ClusterError, wait_for
+from testkit.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_a_started_server_is_known_and_not_started_twice(processes: Processes, t
     path = record(processes, tmp_path)
     identity = processes.identity("server")
     assert identity is not None
-    wait_for(5, "the server", lambda: Path(f"/proc/{identity.pid}/comm").read_text() == "sleep\n")
+    wait_for(PATIENCE_S, "the server", lambda: Path(f"/proc/{identity.pid}/comm").read_text() == "sleep\n")
     assert not processes.start("server", ["sleep", "300"])
     assert read_record(path) == identity
 
@@ -81,7 +82,7 @@ def test_stop_ends_a_server_that_ignores_sigterm(processes: Processes) -> None:
 
 def test_a_server_that_ended_is_reported_with_its_last_words(processes: Processes) -> None:
     processes.start("server", ["sh", "-c", "echo no such flag >&2; exit 1"])
-    wait_for(5, "its end", lambda: not processes.alive("server"))
+    wait_for(PATIENCE_S, "its end", lambda: not processes.alive("server"))
     with pytest.raises(ClusterError, match=r"server ended(?s:.*)no such flag"):
         processes.check(["server"])
 

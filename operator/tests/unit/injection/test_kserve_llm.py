@@ -14,6 +14,7 @@ from kvpool_operator.api import ConflictPolicy
 from kvpool_operator.injection import names
 from kvpool_operator.injection.names import Parent
 from kvpool_operator.injection.pod import inject
+from testkit.patience import PATIENCE_S
 
 from .kserve_llm import LEADER, PREFILL, SCHEDULER, SINGLE, WORKER
 from .pods import LMCACHE, NIXL, facts
@@ -82,9 +83,9 @@ def run(body: dict[str, Any], folder: Path) -> list[str]:
     line = [word.replace("$(LWS_LEADER_ADDRESS)", "leader") for word in (*container["command"], *container["args"])]
     variables = {one["name"]: one["value"] for one in container["env"] if "value" in one}
     environment = {**variables, "PATH": f"{folder}:/usr/bin:/bin", "LWS_WORKER_INDEX": "1"}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=20).stdout.split(
-        "\n"
-    )
+    return subprocess.run(
+        line, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout.split("\n")
 
 
 @pytest.mark.parametrize("body", [LEADER, WORKER], ids=["leader", "worker"])
