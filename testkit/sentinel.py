@@ -12,6 +12,28 @@ import redis
 from testkit.servers import KeyValueServer, Server, ServerKind, answers_ping, server_command, wait_until
 
 MASTER_NAME = "kvpool"
+DOWN_AFTER_S, FAILOVER_TIMEOUT_S = 1, 5
+TILT_S = 30
+"""A sentinel that stood still for two seconds, as on a machine that had no core for it, only looks on for so long: it neither
+replaces a primary nor directs a replica. Source: redis/src/sentinel.c, SENTINEL_TILT_PERIOD."""
+INFO_S = 10
+"""How often a sentinel looks at a replica in quiet times. Source: redis/src/sentinel.c, sentinel_info_period."""
+SYNC_S = 15
+"""For a new connection to the primary (one try in a second), its delay before it sends its data (5 s), and little data."""
+
+
+def replaced_s(down_after_s: float = DOWN_AFTER_S, failover_timeout_s: float = FAILOVER_TIMEOUT_S) -> float:
+    """Seconds until a lost primary is replaced: sentinels that look on, notice, and need a second attempt."""
+    return TILT_S + down_after_s + 2 * failover_timeout_s + SYNC_S
+
+
+def followed_s(failover_timeout_s: float = FAILOVER_TIMEOUT_S) -> float:
+    """Seconds until a replica follows the primary that the sentinels name, whatever it followed before.
+
+    If they stood still after they had named it and before they told the replica, it is told when they have looked on: not before
+    they see it follow another one for the time-out. Source: redis/src/sentinel.c, "+fix-slave-config".
+    """
+    return TILT_S + INFO_S + failover_timeout_s + INFO_S + SYNC_S
 
 
 class _SentinelServer(Server):
@@ -22,8 +44,8 @@ class _SentinelServer(Server):
         self._lines = [
             f"bind {self.host}", f"port {self.port}", f"dir {self.folder}",
             f"sentinel monitor {MASTER_NAME} {primary.host} {primary.port} 2",
-            f"sentinel down-after-milliseconds {MASTER_NAME} 1000",
-            f"sentinel failover-timeout {MASTER_NAME} 5000",
+            f"sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_S * 1000}",
+            f"sentinel failover-timeout {MASTER_NAME} {FAILOVER_TIMEOUT_S * 1000}",
         ]  # fmt: skip
         if primary.password is not None:
             self._lines.append(f"sentinel auth-pass {MASTER_NAME} {primary.password}")

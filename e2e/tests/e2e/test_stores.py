@@ -10,6 +10,7 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 from e2e.demo.install import NAMESPACE
 from e2e.demo.steps import stopwatch
 from e2e.stores.stage import Pool, Stage
+from kvpool_operator.api.stores import Sentinel
+from testkit.sentinel import followed_s, replaced_s
 from testkit.servers import wait_until
 
 pytestmark = [
@@ -26,6 +29,9 @@ pytestmark = [
 ]
 
 HIT, MISS = "HIT", "MISS"
+DEFAULTS = Sentinel()
+REPLACED_S = replaced_s(DEFAULTS.down_after_seconds, DEFAULTS.failover_timeout_seconds)
+FOLLOWED_S = followed_s(DEFAULTS.failover_timeout_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +96,50 @@ def server(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def all_follow(pool: Pool) -> str:
+    """Wait until all other servers follow the one that the sentinels name; returns it. Shows the logs if they don't."""
+    wait_until("the sentinels agree", lambda: primary(pool), REPLACED_S, poll_s=0.5)
+    first = primary(pool)
+    try:
+        for other in {*pool.pods("store")} - {first}:
+            wait_until(f"{other} follows", lambda other=other: follows(pool, other, first), FOLLOWED_S, poll_s=0.5)
+    except TimeoutError as error:
+        pods = sorted({*pool.pods("store"), *pool.pods("sentinel")})
+        logs = "\n".join(f"== {pod}\n{pool.kubectl('logs', pod, '--tail=40')}" for pod in pods)
+        raise TimeoutError(f"{error} {first}\n{logs}") from None
+    return first
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A group, and which server was its first primary: the tests replace it, in any order."""
+
+    pool: Pool
+    first: str
+
+
 @pytest.fixture(scope="module")
-def group(stage: Stage, server: str) -> Iterator[Pool]:
+def fresh(stage: Stage, server: str) -> Iterator[Fresh]:
     def of_servers(manifest: dict[str, Any]) -> None:
         manifest["spec"]["backend"]["type"] = server
 
     pool = stage.pool("sentinel", of_servers)
     pool.ready()
-    yield pool
+    yield Fresh(pool, all_follow(pool))
     pool.delete()
 
 
-def test_a_group_with_sentinels_knows_its_members_by_name(group: Pool) -> None:
+@pytest.fixture
+def group(fresh: Fresh) -> Pool:
+    return fresh.pool
+
+
+def test_a_group_with_sentinels_knows_its_members_by_name(fresh: Fresh) -> None:
+    assert fresh.first == "sentinel-store-0"
+    group = fresh.pool
     blocks_are_shared(group, "a", "b")
-    first = primary(group)
-    assert first == "sentinel-store-0"
-    others = {"sentinel-store-1", "sentinel-store-2"}
-    assert sorted(group.pods("store")) == sorted({first} | others)
-    for other in others:
-        wait_until(f"{other} follows", lambda other=other: follows(group, other, first), 30, poll_s=0.5)
+    assert sorted(group.pods("store")) == ["sentinel-store-0", "sentinel-store-1", "sentinel-store-2"]
+    all_follow(group)
     assert ask_sentinel(group, 0, "ckquorum", "kvpool")[0] == "OK"
 
 
@@ -116,20 +147,18 @@ def test_a_group_with_sentinels_knows_its_members_by_name(group: Pool) -> None:
 def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Pool, server: str, how: str) -> None:
     """Deleted: its preStop hook hands over. Crashed: the sentinels have to notice."""
     blocks_are_shared(group, how)
-    lost = primary(group)
-    for other in {*group.pods("store")} - {lost}:  # else what was written last may be lost with the primary
-        wait_until(f"{other} follows", lambda other=other: follows(group, other, lost), 30, poll_s=0.5)
+    lost = all_follow(group)  # else what was written last may be lost with the primary
     (group.kill if how == "deleted" else group.crash)(lost)
-    degraded = group.wait("BackendAvailable", "StoreDegraded", 30)
+    degraded = group.wait("BackendAvailable", "StoreDegraded", REPLACED_S)
     assert (degraded["status"], degraded["message"]) == (
         "True",
         f"{server} answers, but StatefulSet sentinel-store has 2 of 3 Pods ready",
     )
-    wait_until("another primary", lambda: primary(group) not in ("", lost), 60, poll_s=0.5)
+    wait_until("another primary", lambda: primary(group) not in ("", lost), REPLACED_S, poll_s=0.5)
     assert group.client("get", how, engine=1) == [HIT]
     blocks_are_shared(group, f"after-{how}")
-    group.ready(90)
-    assert follows(group, lost, primary(group))
+    group.ready()
+    assert all_follow(group) != lost
 
 
 # ---- LMCache
