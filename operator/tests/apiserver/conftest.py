@@ -19,7 +19,9 @@ import pytest
 import yaml
 from helm_python import Chart
 
-from .kubectl import Kubectl, eventually
+from testkit.patience import PATIENCE_S
+
+from .kubectl import FOREIGN_CRDS, Kubectl, eventually
 
 REPOSITORY = Path(__file__).parents[3]
 POOL = {"backend": {"type": "Redis"}, "tiers": {"cpu": {"size": "1Gi"}}}
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here) and item.get_closest_marker("timeout") is None:
             # The first test waits for the cluster, which may have to be built: that is not the test's time.
-            item.add_marker(pytest.mark.timeout(60, func_only=True))
+            item.add_marker(pytest.mark.timeout(4 * PATIENCE_S, func_only=True))
 
 
 def _cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +75,7 @@ class Operator:
     def __init__(self, kubeconfig: Path, work: Path, settings: dict[str, Any], webhook_port: int) -> None:
         self._work = work
         self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-        self._runs = itertools.count()
+        self._logs: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self.settings = work / "settings.yaml"
@@ -82,12 +84,18 @@ class Operator:
 
     @property
     def log(self) -> str:
-        return "".join(path.read_text() for path in sorted(self._work.glob("operator-*.log")))
+        """Of all runs, in their order: what is later in time is later in it."""
+        return "".join(path.read_text() for path in self._logs)
+
+    def said_of(self, namespace: str, since: int) -> str:
+        """Lines about a namespace, from a length of the log on. Others are about what earlier tests left."""
+        return "\n".join(line for line in self.log[since:].splitlines() if f"{namespace}/" in line)
 
     def start(self) -> None:
         self._port = port = _free_port()
         command = [sys.executable, "-m", "kvpool_operator", "--settings", str(self.settings)]
-        with (self._work / f"operator-{next(self._runs)}.log").open("wb") as log:
+        self._logs.append(self._work / f"operator-{len(self._logs)}.log")
+        with self._logs[-1].open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *command,
@@ -116,7 +124,7 @@ class Operator:
                 return False
             return ready
 
-        eventually(ready, seconds=30, what="the operator is ready")
+        eventually(ready, what="the operator is ready")
 
     def writes(self) -> dict[str, int]:
         """Requests of this run that asked for a change, by method."""
@@ -125,8 +133,14 @@ class Operator:
         assert counts.pop("GET") > 0
         return counts
 
+    def on_core(self) -> tuple[float, float]:
+        """Seconds that its main thread had a core, and that it waited for one. Source: sched-stats.rst of Linux."""
+        assert self._process is not None
+        ran, waited, _ = Path(f"/proc/{self._process.pid}/schedstat").read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+
     def metrics(self) -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=PATIENCE_S) as answer:
             lines: list[str] = answer.read().decode().splitlines()
         return lines
 
@@ -134,7 +148,7 @@ class Operator:
         """Ask it to end, as Kubernetes does; returns its exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        status = self._process.wait(timeout=20)
+        status = self._process.wait(timeout=PATIENCE_S)
         self._process = None
         return status
 
@@ -151,7 +165,7 @@ def _install(kubectl: Kubectl, webhook_port: int) -> dict[str, Any]:
     texts = [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
     kubectl("apply", "-f", "-", text="\n---\n".join(texts))
     crd = "crd/kvcachepools.kvpool.dev"
-    kubectl("wait", "--for=condition=Established", crd, "--timeout=20s")
+    kubectl("wait", "--for=condition=Established", crd, f"--timeout={PATIENCE_S:.0f}s")
     settings = yaml.safe_load(kubectl.must_get("configmap", "kvpool-operator")["data"]["settings.yaml"])
     # Sooner than a person would want it, so that tests need not wait.
     settings["webhook"]["checkSeconds"] = 0.2
@@ -191,10 +205,37 @@ def kubectl(environment: dict[str, str], operator: Operator) -> Iterator[Kubectl
     client = Kubectl(environment, name)
     client("create", "namespace", name)
     client("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    logged = len(operator.log)
     yield client
     client("delete", "kvcachepools", "--all", "--wait=false")
     client("delete", "namespace", name, "--wait=false")
-    assert "Traceback" not in operator.log, operator.log[-5000:]
+    said = operator.log[logged:]
+    assert "Traceback" not in said, said[-5000:]
+
+
+@pytest.fixture
+def alone(kubectl: Kubectl) -> None:
+    """Nothing of an earlier test is on its way out: what the operator writes from now on, it writes about this test's pools."""
+
+    def leaving() -> list[str]:
+        found = (one["metadata"] for one in kubectl.list("namespaces"))
+        return [one["name"] for one in found if "deletionTimestamp" in one]
+
+    eventually(lambda: not leaving(), what="the namespaces of earlier tests are gone")
+
+
+@pytest.fixture(scope="session")
+def foreign_kinds(environment: dict[str, str]) -> Iterator[None]:
+    """The cluster knows InferenceServices, LLMInferenceServices, RayServices and RayClusters.
+
+    Once, whatever the order of modules: a kind that is removed goes later than the command that removes it, and would take along
+    what the next module has just made.
+    """
+    client = Kubectl(environment, "default")
+    client("apply", "--server-side", "-f", str(FOREIGN_CRDS))
+    client("wait", "--for=condition=Established", "-f", str(FOREIGN_CRDS), f"--timeout={PATIENCE_S:.0f}s")
+    yield
+    client("delete", "-f", str(FOREIGN_CRDS))
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from testkit.patience import PATIENCE_S
+
 T = TypeVar("T")
 SEEDS = Path(__file__).parents[3] / "examples" / "seeds"
 FOREIGN_CRDS = Path(__file__).with_name("foreign_crds.yaml")
@@ -18,7 +20,7 @@ FOREIGN_CRDS = Path(__file__).with_name("foreign_crds.yaml")
 CHILD_KINDS = "secrets,configmaps,services,deployments,daemonsets,statefulsets,poddisruptionbudgets,networkpolicies"
 
 
-def eventually(look: Callable[[], T], *, seconds: float = 15.0, what: str) -> T:
+def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_S, what: str) -> T:
     """The first truthy result; the test fails after the deadline, with the last one."""
     deadline = time.monotonic() + seconds
     while True:
@@ -44,7 +46,7 @@ class Kubectl:
             input=text,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
         )
 

@@ -144,6 +144,13 @@ def test_a_spec_from_before_a_rule_is_told_and_not_retried_in_a_loop(kubectl: Ku
         kubectl(
             "replace", "-f", "-", text="\n".join(line for line in kept.splitlines() if "resourceVersion" not in line)
         )
+        # The API server takes a moment to apply them again, and the next test may count on them.
+        eventually(
+            lambda: (
+                kubectl.run("create", "--dry-run=server", "-f", "-", text=EMPTY.replace("empty", "other")).returncode
+            ),
+            what="the rules are on again",
+        )
 
 
 EMPTY = '{"apiVersion":"kvpool.dev/v1alpha1","kind":"KVCachePool","metadata":{"name":"empty"},"spec":{}}'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,16 +19,7 @@ from .injection import (
     pod,
     pod_spec,
 )
-from .kubectl import FOREIGN_CRDS, Kubectl, eventually
-
-
-@pytest.fixture(scope="module")
-def foreign_kinds(environment: dict[str, str], operator: Operator) -> Iterator[None]:
-    kubectl = Kubectl(environment, "default")
-    kubectl("apply", "--server-side", "-f", str(FOREIGN_CRDS))
-    kubectl("wait", "--for=condition=Established", "-f", str(FOREIGN_CRDS), "--timeout=20s")
-    yield
-    kubectl("delete", "-f", str(FOREIGN_CRDS), "--wait=false")
+from .kubectl import Kubectl, eventually
 
 
 def ray_service(config: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,25 +52,30 @@ def settle(kubectl: Kubectl, operator: Operator) -> tuple[dict[str, str], dict[s
             last, since = now, time.monotonic()
         return time.monotonic() - since > 2
 
-    eventually(quiet, seconds=40, what="a quiet namespace")
+    eventually(quiet, what="a quiet namespace")
     return last
 
 
 def test_all_children_are_there_within_two_seconds(
     kubectl: Kubectl, record_property: Callable[[str, object], None]
 ) -> None:
-    times = []
+    """Or, on a machine where one look at eight objects takes longer than a third of a second, in the time of six looks: the
+    looks are kubectl's and the API server's work, which the promise isn't about."""
+    times, looks = [], []
     for number in range(3):
         name = f"pool-{number}"
         spec = yaml.safe_load(QUICKSTART.read_text())["spec"]
         wanted = {child.replace("quickstart", name) for child in CHILDREN}
         kubectl.apply_pool(name, spec)
         began = time.monotonic()
-        eventually(lambda name=name, wanted=wanted: kubectl.children(name) == wanted, seconds=10, what="children")  # type: ignore[misc]
-        times.append(time.monotonic() - began)
+        eventually(lambda name=name, wanted=wanted: kubectl.children(name) == wanted, what="children")  # type: ignore[misc]
+        there = time.monotonic()
+        kubectl.children(name)
+        times.append(there - began)
+        looks.append(time.monotonic() - there)
     record_property("seconds_to_children", times)
     print("seconds from kubectl apply to all children:", " ".join(f"{t:.2f}" for t in times))  # noqa: T201
-    assert max(times) <= 2
+    assert max(times) <= max(2, 6 * statistics.median(looks)), (times, looks)
 
 
 def test_pods_get_past_pod_security_restricted(quickstart: Kubectl) -> None:
@@ -132,7 +138,7 @@ def test_a_child_edited_by_hand_is_restored(
 
     before = value()
     quickstart("patch", kind, name, "--type=merge", "-p", json.dumps(patch))
-    eventually(lambda: value() == before, seconds=5, what=f"{kind} {name} is as it was")
+    eventually(lambda: value() == before, what=f"{kind} {name} is as it was")
 
 
 def test_a_configuration_made_immutable_by_hand_is_restored_all_the_same(quickstart: Kubectl) -> None:
@@ -227,13 +233,13 @@ def test_a_deleted_pool_takes_its_children_along_and_nothing_brings_them_back(
     quickstart.start_pods("engine")
     logged = len(operator.log)
     quickstart("delete", "kvp", "quickstart")
-    eventually(
-        lambda: not quickstart.children("quickstart") and not quickstart.list("pods"), seconds=30, what="all gone"
-    )
+    eventually(lambda: not quickstart.children("quickstart") and not quickstart.list("pods"), what="all gone")
     settle(quickstart, operator)
     assert not quickstart.children("quickstart")
-    assert " creating " not in operator.log[logged:]
-    assert "WARNING" not in operator.log[logged:]
+    assert " creating " in operator.said_of(quickstart.namespace, 0)
+    said = operator.said_of(quickstart.namespace, logged)
+    assert " creating " not in said
+    assert "WARNING" not in said
 
 
 def test_a_paused_pool_is_left_alone_until_it_goes_on(quickstart: Kubectl, operator: Operator) -> None:
@@ -263,12 +269,12 @@ def ready_pool(kubectl: Kubectl) -> None:
     kubectl.await_condition("quickstart", "Ready", reason="AllReady")
 
 
-def test_nothing_is_written_while_nothing_changes(quickstart: Kubectl, operator: Operator) -> None:
+def test_nothing_is_written_while_nothing_changes(alone: None, quickstart: Kubectl, operator: Operator) -> None:
     ready_pool(quickstart)
     watch(quickstart, operator, 15)
 
 
-def test_nothing_is_written_while_a_pool_is_in_trouble(quickstart: Kubectl, operator: Operator) -> None:
+def test_nothing_is_written_while_a_pool_is_in_trouble(alone: None, quickstart: Kubectl, operator: Operator) -> None:
     """Without a node no Pod ever starts. The operator looks again every second, and says it once."""
     quickstart.await_condition("quickstart", "BackendAvailable", reason="StorePodFailing")
     watch(quickstart, operator, 5)
@@ -276,12 +282,12 @@ def test_nothing_is_written_while_a_pool_is_in_trouble(quickstart: Kubectl, oper
 
 @pytest.mark.slow
 @pytest.mark.timeout(300, func_only=True)
-def test_nothing_is_written_in_two_minutes(quickstart: Kubectl, operator: Operator) -> None:
+def test_nothing_is_written_in_two_minutes(alone: None, quickstart: Kubectl, operator: Operator) -> None:
     ready_pool(quickstart)
     watch(quickstart, operator, 120)
 
 
-def test_nothing_is_written_by_a_restart(quickstart: Kubectl, operator: Operator) -> None:
+def test_nothing_is_written_by_a_restart(alone: None, quickstart: Kubectl, operator: Operator) -> None:
     ready_pool(quickstart)
     versions, _ = settle(quickstart, operator)
     assert operator.stop() == 0

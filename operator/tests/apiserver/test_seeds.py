@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .kubectl import FOREIGN_CRDS, SEEDS, Kubectl, eventually
+from .kubectl import SEEDS, Kubectl, eventually
 
 
 def _bodies(path: Path) -> list[dict[str, Any]]:
@@ -25,18 +24,8 @@ def _name(path: Path) -> str:
     return f"{path.parents[1].name}-{path.stem}"
 
 
-@pytest.fixture(scope="module")
-def foreign(environment: dict[str, str]) -> Iterator[None]:
-    """The cluster knows InferenceServices and RayServices."""
-    client = Kubectl(environment, "default")
-    client("apply", "--server-side", "-f", str(FOREIGN_CRDS))
-    client("wait", "--for=condition=Established", "-f", str(FOREIGN_CRDS), "--timeout=20s")
-    yield
-    client("delete", "-f", str(FOREIGN_CRDS), "--wait=false")
-
-
 @pytest.mark.parametrize("path", [path for path in AS_WRITTEN if path != FAULTY], ids=_name)
-def test_a_manifest_as_written_is_accepted(kubectl: Kubectl, foreign: None, path: Path) -> None:
+def test_a_manifest_as_written_is_accepted(kubectl: Kubectl, foreign_kinds: None, path: Path) -> None:
     for body in _bodies(path):
         kubectl.apply(body)
         kubectl.must_get(body["kind"], body["metadata"]["name"])
@@ -55,7 +44,7 @@ def test_deployments_without_a_selector_are_refused_as_written(kubectl: Kubectl)
 
 
 @pytest.mark.parametrize("path", KVPOOL, ids=_name)
-def test_kvpools_way_is_accepted(kubectl: Kubectl, foreign: None, path: Path) -> None:
+def test_kvpools_way_is_accepted(kubectl: Kubectl, foreign_kinds: None, path: Path) -> None:
     """A pool makes all that the document's other manifests make; a service of others stays as it was applied."""
     for body in _bodies(path):
         kubectl.apply(body)
