@@ -22,6 +22,7 @@ from e2e.cluster.progress import Progress, wait_for
 from e2e.cluster.provider import Access, ImageSources, image_reference
 from e2e.cluster.settings import REPOSITORY, Settings, read_settings
 from e2e.cluster.volumes import HostFolder, Manifest, host_folder_manifests, pod_volumes, render
+from testkit.patience import PATIENCE_S
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -44,6 +45,15 @@ class Node:
         """Start what does not run."""
         self.access = self.provider.up("node")
 
+    def furnish(self) -> None:
+        """Start it with what the tests need, unless it is there: one of them ends it, and any may come after that one."""
+        if self.settings.root.exists():
+            return
+        self.up()
+        self.provider.load_images(["store"], SOURCES)
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
         """kubectl's output; a failure is shown."""
         assert self.access
@@ -56,9 +66,9 @@ class Node:
         """Apply objects."""
         self.kubectl("apply", "-f", "-", stdin=render(manifests))
 
-    def wait(self, condition: str, what: str, seconds: int = 60) -> None:
+    def wait(self, condition: str, what: str) -> None:
         """Wait for a condition."""
-        self.kubectl("-n", NAMESPACE, "wait", f"--for={condition}", what, f"--timeout={seconds}s")
+        self.kubectl("-n", NAMESPACE, "wait", f"--for={condition}", what, f"--timeout={2 * PATIENCE_S:.0f}s")
 
     def pid(self, name: str) -> int:
         """The pid of a server."""
@@ -69,7 +79,7 @@ class Node:
         killed = [self._identity(name) for name in names]
         for identity in killed:
             os.kill(identity.pid, signal.SIGKILL)
-        wait_for(10, f"the end of {', '.join(names)}", lambda: not any(map(is_alive, killed)))
+        wait_for(PATIENCE_S, f"the end of {', '.join(names)}", lambda: not any(map(is_alive, killed)))
 
     def _identity(self, name: str) -> Identity:
         identity = read_record(self.settings.root / "run" / f"{name}.pid")
@@ -78,7 +88,8 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+def own_node() -> Iterator[Node]:
+    """Not started yet."""
     machine.extend_environment()
     node = Node()
     node.provider.down(clean=True)  # what an interrupted run of this test left
@@ -86,13 +97,16 @@ def node() -> Iterator[Node]:
     if taken:
         pytest.skip(f"another Kubernetes node runs on this machine (port {taken[0]})")
     try:
-        node.up()
-        node.provider.load_images(["store"], SOURCES)
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        node.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
         yield node
     finally:
         node.provider.down(clean=True)
+
+
+@pytest.fixture
+def node(own_node: Node) -> Node:
+    """It runs."""
+    own_node.furnish()
+    return own_node
 
 
 def container(image: str, command: list[str], **more: Any) -> dict[str, Any]:
@@ -126,9 +140,9 @@ def ping(address: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def redis(node: Node) -> str:
-    """A Redis behind a Service; its ClusterIP."""
+    """A Redis behind a Service, made unless it is there; its ClusterIP."""
     labels = {"app": "redis"}
     probe = {"exec": {"command": ["redis-cli", "ping"]}, "periodSeconds": 1}
     main = container(image_reference("store"), ["redis-server", "--save", ""], readinessProbe=probe)
@@ -146,7 +160,7 @@ def redis(node: Node) -> str:
 
 
 def test_this_machine_reaches_a_service_by_its_cluster_ip(node: Node, redis: str) -> None:
-    wait_for(15, "the Service's rules", lambda: ping(redis))
+    wait_for(PATIENCE_S, "the Service's rules", lambda: ping(redis))
 
 
 @pytest.mark.parametrize("host", ["redis", f"redis.{NAMESPACE}.svc.cluster.local"])
@@ -214,23 +228,23 @@ def test_a_control_plane_beside_it_comes_and_goes_without_touching_it(node: Node
         assert [(item["kind"], item["metadata"]["name"]) for item in items] == [("ServiceAccount", "default")]
     finally:
         beside.down(clean=True)
-    wait_for(15, "the node's Service", lambda: ping(redis))
+    wait_for(PATIENCE_S, "the node's Service", lambda: ping(redis))
 
 
 def test_down_after_a_crash_leaves_nothing(node: Node, redis: str) -> None:
-    """The last test: it ends the node, while neither kubelet nor containerd can help."""
+    """It ends the node, while neither kubelet nor containerd can help."""
     assert redis
     socket_path = node.settings.root / "run/containerd/containerd.sock"
     assert teardown.shims(socket_path)
     assert teardown.mounts_below(node.settings.root)
     node.kill("kubelet", "containerd")
     node.provider.down(clean=True)
-    wait_for(10, "the end of all shims", lambda: not teardown.shims(socket_path))
+    wait_for(PATIENCE_S, "the end of all shims", lambda: not teardown.shims(socket_path))
     assert not teardown.mounts_below(node.settings.root)
     assert not network.exists()
     assert not teardown.pod_cgroups("kubepods")
     assert not node.settings.root.exists()
-    wait_for(10, "the end of all processes", lambda: not processes_of(node.settings.root))
+    wait_for(PATIENCE_S, "the end of all processes", lambda: not processes_of(node.settings.root))
     rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
     assert "KUBE-" not in rules
     assert "kvpool" not in rules

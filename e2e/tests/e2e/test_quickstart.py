@@ -76,7 +76,7 @@ def test_a_managed_valkey(stage: Cluster) -> None:
     }
     where = ("valkey", "-n", install.NAMESPACE)
     stage.kubectl("apply", "-f", "-", stdin=json.dumps(pool))
-    stage.kubectl("wait", "kvcachepool", *where, "--for=condition=BackendAvailable", "--timeout=60s", timeout_s=70)
+    stage.kubectl("wait", "kvcachepool", *where, "--for=condition=BackendAvailable", "--timeout=180s", timeout_s=200)
     call = ("exec", "-n", install.NAMESPACE, "deployment/valkey-store", "--", "valkey-cli", "--user", "kvpool")
     assert stage.kubectl(*call, "ping").strip() == "PONG"
     assert "valkey_version" in stage.kubectl(*call, "info", "server")

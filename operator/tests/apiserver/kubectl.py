@@ -46,7 +46,7 @@ class Kubectl:
             input=text,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=2 * PATIENCE_S,
             check=False,
         )
 

@@ -78,7 +78,7 @@ def kserve(
         """Its webhook must answer first, whose configuration takes the API server a moment to see."""
         return system.run("apply", "-f", "-", text=json.dumps(kserve_parts.runtime(folder))).returncode == 0
 
-    eventually(runtime_is_there, seconds=20, what="a ClusterServingRuntime")
+    eventually(runtime_is_there, what="a ClusterServingRuntime")
     yield process
     # Without their server the configurations would refuse every InferenceService of a cluster that goes on.
     for body in webhooks:

@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from testkit.patience import PATIENCE_S
+
 from ..kubectl import eventually
 
 
@@ -50,7 +52,7 @@ class Controller:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
 
-        eventually(ready, seconds=60, what=f"{self._command[0]} is ready; log in {self._work}")
+        eventually(ready, seconds=2 * PATIENCE_S, what=f"{self._command[0]} is ready; log in {self._work}")
 
     def end(self) -> None:
         """As Kubernetes ends it."""

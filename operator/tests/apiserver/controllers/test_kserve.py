@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from testkit.patience import PATIENCE_S
+
 from ..kubectl import SEEDS, Kubectl, eventually
 from . import looks
 from .conftest import pool
@@ -29,7 +31,7 @@ EDITS: tuple[dict[str, Any], ...] = (
     {"tiers": {"cpu": {"size": "3Gi"}}, "connector": {"ttlSeconds": 120}},
 )
 
-pytestmark = pytest.mark.timeout(240, func_only=True)
+pytestmark = pytest.mark.timeout(600, func_only=True)
 """Controllers, API server and operator at once are slow on two cores that others use too."""
 
 
@@ -58,7 +60,7 @@ def pods(kubectl: Kubectl, count: int = 2) -> list[dict[str, Any]]:
         found = [one for one in kubectl.list("pods", *PODS) if "deletionTimestamp" not in one["metadata"]]
         return found if len(found) == count else []
 
-    return eventually(look, seconds=60, what=f"{count} Pods of the InferenceService")
+    return eventually(look, seconds=2 * PATIENCE_S, what=f"{count} Pods of the InferenceService")
 
 
 def new_pods(kubectl: Kubectl) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def new_pods(kubectl: Kubectl) -> list[dict[str, Any]]:
         found = pods(kubectl)
         return found if not old & {one["metadata"]["uid"] for one in found} else []
 
-    return eventually(look, seconds=60, what="new Pods")
+    return eventually(look, seconds=2 * PATIENCE_S, what="new Pods")
 
 
 def state(kubectl: Kubectl) -> dict[str, Any]:
@@ -151,7 +153,9 @@ def test_the_example_as_it_stands_is_refused_where_the_pool_says_so(team: Kubect
         events = [one for one in team.list("events") if one["reason"] == "FailedCreate"]
         return " ".join(one["message"] for one in events if "denied the request" in one["message"])
 
-    assert "spec.injection.conflictPolicy is Fail" in eventually(reason, seconds=60, what="an event of the ReplicaSet")
+    assert "spec.injection.conflictPolicy is Fail" in eventually(
+        reason, seconds=2 * PATIENCE_S, what="an event of the ReplicaSet"
+    )
     assert not team.list("pods", *PODS)
 
 
@@ -167,7 +171,11 @@ def test_three_edits_of_the_pool_change_new_pods_and_nothing_else(team: Kubectl,
     kserve.end()
     kserve.start()
     again = f'"isvc":"{NAME}","namespace":"{team.namespace}"'
-    eventually(lambda: again in kserve.log.replace(": ", ":").replace(", ", ","), seconds=60, what="a reconciliation")
+    eventually(
+        lambda: again in kserve.log.replace(": ", ":").replace(", ", ","),
+        seconds=2 * PATIENCE_S,
+        what="a reconciliation",
+    )
     assert state(team) == before
     assert {one["metadata"]["uid"] for one in pods(team)} == running
     drift = team.run("diff", "-f", "-", text=json.dumps(plain()))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from testkit.patience import PATIENCE_S
+
 from ..kubectl import Kubectl, eventually
 from . import looks
 from .conftest import pool
@@ -16,7 +18,7 @@ PODS = ("-l", f"app.kubernetes.io/name={NAME},app.kubernetes.io/part-of=llminfer
 OURS = "KVPoolConnector"
 NIXL = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
 
-pytestmark = pytest.mark.timeout(240, func_only=True)
+pytestmark = pytest.mark.timeout(600, func_only=True)
 """Controllers, API server and operator at once are slow on two cores that others use too."""
 
 
@@ -41,7 +43,7 @@ def pods(kubectl: Kubectl, count: int = 2) -> list[dict[str, Any]]:
         found = [one for one in kubectl.list("pods", *PODS) if "deletionTimestamp" not in one["metadata"]]
         return found if len(found) == count else []
 
-    return eventually(look, seconds=60, what=f"{count} Pods of the LLMInferenceService")
+    return eventually(look, seconds=2 * PATIENCE_S, what=f"{count} Pods of the LLMInferenceService")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from e2e.cluster.local import published
 from e2e.cluster.progress import Progress
 from e2e.cluster.settings import read_settings
 from e2e.controllers import kuberay as kuberay_parts
+from testkit.patience import PATIENCE_S
 
 from ..kubectl import SEEDS, Kubectl, eventually
 from . import looks
@@ -34,7 +35,7 @@ EDITS: tuple[dict[str, Any], ...] = (
 ROUNDS = 3
 """Of KubeRay's operator, which looks at a RayService every two seconds, after each edit."""
 
-pytestmark = pytest.mark.timeout(240, func_only=True)
+pytestmark = pytest.mark.timeout(600, func_only=True)
 """Controllers, API server and operator at once are slow on two cores that others use too."""
 
 
@@ -73,7 +74,7 @@ def pods(kubectl: Kubectl) -> dict[str, dict[str, Any]]:
         by_type = {one["metadata"]["labels"]["ray.io/node-type"]: one for one in found}
         return by_type if len(found) == 2 and by_type.keys() == CONTAINERS.keys() else {}
 
-    return eventually(look, seconds=60, what="a head and a worker")
+    return eventually(look, seconds=2 * PATIENCE_S, what="a head and a worker")
 
 
 def play_kubelet(kubectl: Kubectl) -> None:
@@ -113,7 +114,7 @@ def serving(kubectl: Kubectl) -> str:
         return str(status["activeServiceStatus"]["rayClusterName"]) if ready else ""
 
     # Ready needs an endpoint of the Serve service: the head's Pod, on a node that exists.
-    return eventually(look, seconds=60, what="a RayService that is ready")
+    return eventually(look, seconds=2 * PATIENCE_S, what="a RayService that is ready")
 
 
 @pytest.fixture
@@ -157,7 +158,9 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
     for edit in EDITS:
         looks.edit_pool(team, edit)
         rounds = dashboards.asked[host] + ROUNDS
-        eventually(lambda rounds=rounds: dashboards.asked[host] >= rounds, seconds=60, what="rounds of KubeRay")  # type: ignore[misc]
+        eventually(
+            lambda rounds=rounds: dashboards.asked[host] >= rounds, seconds=2 * PATIENCE_S, what="rounds of KubeRay"
+        )  # type: ignore[misc]
         assert clusters(team) == before
     after = team.must_get("rayservice", NAME)
     assert (after["metadata"]["generation"], after["spec"]) == (generation, spec)
@@ -176,7 +179,7 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
         found = pods(team)["worker"]
         return found if found["metadata"]["uid"] not in uids else {}
 
-    worker = eventually(new_worker, seconds=60, what="a new worker")
+    worker = eventually(new_worker, seconds=2 * PATIENCE_S, what="a new worker")
     looks.assert_carries_the_cache(team, worker, "ray-worker", looks.config_hash(team))
     assert looks.container(worker, "ray-worker")["resources"]["limits"]["memory"] == "35Gi"
     assert clusters(team) == before
@@ -187,7 +190,7 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
         {"name": "OF_THE_USER", "value": "1"}
     ]
     team.apply(changed)
-    eventually(lambda: len(clusters(team)) == 2, seconds=60, what="a second RayCluster")
+    eventually(lambda: len(clusters(team)) == 2, seconds=2 * PATIENCE_S, what="a second RayCluster")
 
 
 def test_rays_example_as_it_stands_keeps_its_connector_and_says_so(team: Kubectl) -> None:
