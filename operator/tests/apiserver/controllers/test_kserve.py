@@ -153,9 +153,8 @@ def test_the_example_as_it_stands_is_refused_where_the_pool_says_so(team: Kubect
         events = [one for one in team.list("events") if one["reason"] == "FailedCreate"]
         return " ".join(one["message"] for one in events if "denied the request" in one["message"])
 
-    assert "spec.injection.conflictPolicy is Fail" in eventually(
-        reason, seconds=2 * PATIENCE_S, what="an event of the ReplicaSet"
-    )
+    said = eventually(reason, seconds=2 * PATIENCE_S, what="an event of the ReplicaSet")
+    assert "spec.injection.conflictPolicy is Fail" in said
     assert not team.list("pods", *PODS)
 
 
