@@ -318,7 +318,7 @@ def test_a_server_that_drips(connect: Connect) -> None:
         thread.start()
         begin = time.monotonic()
         breaker = Breaker()
-        store = connect(listener.getsockname()[1], breaker=breaker, timeouts={"stall_ms": 250})
+        store = connect(listener.getsockname()[1], breaker=breaker, timeouts={"stall_ms": 500})
         with promptly(0.9):
             assert store.get_into([b"key"], [memoryview(bytearray(1000))], soon(0.6)) == [TIMEOUT]
         assert time.monotonic() - begin > 0.55
