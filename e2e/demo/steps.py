@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from e2e.demo.stage import ENGINES, EngineName, Stage
@@ -187,18 +187,18 @@ class Play:
         The first request that the store could not serve is the one that counts. Killing takes Kubernetes some tenths of a
         second, in which A has many hits, so the kill falls anywhere in a request or between two.
         """
-        killer = threading.Thread(target=self._stage.kill_store)
-        killer.start()
         end = time.monotonic() + STEP_TIMEOUT_S
-        while time.monotonic() < end:
-            reset_tiers(self._stage.url("A"))
-            answer = self._ask("A", self._prompts[number])
-            if not self._is_full_hit(answer):
-                self._keep(step, number, answer)
-                break
-        else:
+        with ThreadPoolExecutor(1) as beside:
+            killed = beside.submit(self._stage.kill_store)
+            while time.monotonic() < end:
+                reset_tiers(self._stage.url("A"))
+                answer = self._ask("A", self._prompts[number])
+                if not self._is_full_hit(answer):
+                    break
+            killed.result()
+        if self._is_full_hit(answer):
             raise TimeoutError("engine A has hits in a store that was killed")
-        killer.join()
+        self._keep(step, number, answer)
 
     def _refilled(self, number: int) -> None:
         """The store is back and has a prompt, from B's memory."""
