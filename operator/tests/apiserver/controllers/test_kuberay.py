@@ -158,9 +158,11 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
     for edit in EDITS:
         looks.edit_pool(team, edit)
         rounds = dashboards.asked[host] + ROUNDS
-        eventually(
-            lambda rounds=rounds: dashboards.asked[host] >= rounds, seconds=2 * PATIENCE_S, what="rounds of KubeRay"
-        )  # type: ignore[misc]
+
+        def asked(rounds: int = rounds) -> bool:
+            return dashboards.asked[host] >= rounds
+
+        eventually(asked, seconds=2 * PATIENCE_S, what="rounds of KubeRay")
         assert clusters(team) == before
     after = team.must_get("rayservice", NAME)
     assert (after["metadata"]["generation"], after["spec"]) == (generation, spec)
