@@ -16,7 +16,7 @@ from testkit.servers import KeyValueServer, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
-FETCH_S = 30.0
+FETCH_S = 120.0
 """Much more than a store that is silent may cost."""
 
 
@@ -81,18 +81,22 @@ def test_a_store_that_stops_in_mid_fetch_costs_its_silence_and_no_more(
     text, whole = _stored(subject, 1)
     assert whole >= 5 * subject.chunk_tokens
     request = _begin_load(subject, 1, store)
+    stalled = subject.mover.outbox.outcomes["load stalled"]
     began = time.monotonic()
     answer: list[int] = []
+    given_up_s = 0.0
     try:
         while subject.llm.llm_engine.has_unfinished_requests():
             for output in subject.llm.llm_engine.step():
                 if output.request_id.startswith(request):
                     answer = _tokens(output)
-            assert time.monotonic() - began < FETCH_S / 2
+            assert time.monotonic() - began < FETCH_S
+            if not given_up_s and subject.mover.outbox.outcomes["load stalled"] > stalled:
+                given_up_s = time.monotonic() - began
     finally:
         store.resume()
     assert answer == text
-    assert subject.mover.outbox.outcomes["load stalled"] >= 1
+    assert 0 < given_up_s < FETCH_S / 8
     subject.assert_nothing_is_left()
 
 
