@@ -99,6 +99,8 @@ class Facts:
     """local, kind or current; or the sentence that says why there is none."""
     avx2: bool
     """Or another kind of processor."""
+    dtype: str | None
+    """What is wrong with the number type that the environment asks for."""
     can_install: bool
     """uv is here, or this Python can make it."""
     memory_gib: float
@@ -137,9 +139,12 @@ def problems(facts: Facts) -> list[str]:
 
 
 def _processor(facts: Facts) -> list[str]:
-    if facts.avx2:
-        return []
-    return ["this CPU has no AVX2, which vLLM's CPU build is compiled for: use an x86 machine from 2013 or later"]
+    found = [] if facts.dtype is None else [facts.dtype]
+    if not facts.avx2:
+        found.append(
+            "this CPU has no AVX2, which vLLM's CPU build is compiled for: use an x86 machine from 2013 or later"
+        )
+    return found
 
 
 def _memory(facts: Facts) -> list[str]:

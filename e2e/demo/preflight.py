@@ -36,7 +36,7 @@ from e2e.demo.needs import (
     problems,
     wrong_platform,
 )
-from testkit.host import cpu_flags
+from testkit.host import chosen_dtype, cpu_flags
 
 GIB = 1 << 30
 STAGES: Mapping[str, StageName] = {"cluster": "cluster", "engine": "engine"}
@@ -97,6 +97,7 @@ def gather(stage: StageName) -> Facts:
         stage=stage,
         provider=provider,
         avx2=platform.machine() != "x86_64" or "avx2" in cpu_flags(),
+        dtype=wrong_dtype(),
         can_install=can_install(cache_folder),
         memory_gib=total,
         free_gib=free,
@@ -184,6 +185,15 @@ def unusable_folder(folder: Path) -> str | None:
         return f"{place} cannot be written"
     if os.statvfs(place).f_flag & os.ST_NOEXEC:
         return f"{place} is mounted noexec, and programs are run from it"
+    return None
+
+
+def wrong_dtype() -> str | None:
+    """Return what is wrong with KVPOOL_DTYPE."""
+    try:
+        chosen_dtype()
+    except ValueError as error:
+        return str(error)
     return None
 
 

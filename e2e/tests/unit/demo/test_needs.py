@@ -23,6 +23,7 @@ GOOD = Facts(
     stage="cluster",
     provider="local",
     avx2=True,
+    dtype=None,
     can_install=True,
     memory_gib=16.0,
     free_gib=12.0,
@@ -56,6 +57,7 @@ def test_nothing_is_said_about_a_machine_that_has_all() -> None:
     ("changes", "words"),
     [
         ({"avx2": False}, ["no AVX2", "use an x86 machine"]),
+        ({"dtype": "KVPOOL_DTYPE is 'int8'"}, ["KVPOOL_DTYPE is 'int8'"]),
         ({"can_install": False}, ["no uv", "install python3.11-venv"]),
         ({"memory_gib": NODE_GIB - 0.1}, ["10.2 GiB of memory", "ask for 10.3", "make demo-engine"]),
         ({"free_gib": MEMORY_GIB["cluster"] - 0.1}, ["7.9 GiB of memory are free", "need 8"]),
