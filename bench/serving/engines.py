@@ -133,7 +133,7 @@ class Stage:
         return self._engines[name].url
 
     def chunk_tokens(self, name: str) -> int:
-        """Return the granularity of an engine's hits. Vllm alone has none: 1."""
+        """Return the granularity of an engine's hits. vLLM alone has none: 1."""
         if name == "none":
             return 1
         return LMCACHE_CHUNK_TOKENS if name == "lmcache" else facts_of(self.url(name)).chunk_tokens
