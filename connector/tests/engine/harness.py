@@ -13,6 +13,8 @@ import numpy as np
 import redis
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.config import KVTransferConfig
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
 from kvpool_connector.transfer import Kind, Transfer
 from kvpool_connector.vllm.manager import KVPoolManager
@@ -231,15 +233,22 @@ def assert_right_texts(model: str, said: Sequence[Said], dtype: Dtype, **options
 
 
 def llm_with(model: str, kvpool: dict[str, Any], **options: Any) -> LLM:
-    """vLLM with the connector; see :func:`running`."""
-    return LLM(
-        model,
-        kv_transfer_config=KVTransferConfig(
-            kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
-            kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
-        ),
-        **(_SETTINGS | options),
+    """Start vLLM with the connector; see :func:`running`.
+
+    An engine that fails to start leaves the groups of its process behind (``EngineCore`` ends them
+    in its ``shutdown`` alone), and the next engine would take them as they are: without a group of
+    experts, for example, which its own model needs, or with the other engine's connector.
+    """
+    transfer = KVTransferConfig(
+        kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
+        kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
     )  # fmt: skip
+    try:
+        return LLM(model, kv_transfer_config=transfer, **(_SETTINGS | options))
+    except BaseException:
+        ensure_kv_transfer_shutdown()
+        cleanup_dist_env_and_memory()
+        raise
 
 
 @contextlib.contextmanager
