@@ -210,8 +210,18 @@ def _store(spec: dict[str, Any], work: Path) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     yield from _store({"mooncake": {"replicas": 2}}, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture
+def plain(shared: Store) -> Store:
+    """Return the shared store once its master counts each store one time.
+
+    The master still counts the segment of a store that an earlier test ended, until ``client_ttl``.
+    """
+    wait_until("the master counts each store once", lambda: shared.segments() == STORES, poll_s=0.2)
+    return shared
 
 
 @pytest.fixture
