@@ -63,13 +63,13 @@ test-unit: ## Pure tests: no server, no cluster, no vLLM
 	$(DEV)/pytest operator/tests/unit connector/tests/unit e2e/tests/unit -m "not slow"
 test-store: ## The connector against every store: Redis, Valkey, Sentinel, lmcache_server, Mooncake
 	@tools/setup.sh dev engine servers
-	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow"
+	$(DEV)/pytest connector/tests/store operator/tests/store -m "not slow" -n 3 --dist loadfile
 test-apiserver: ## The operator against a real kube-apiserver
 	@tools/setup.sh dev servers
 	$(DEV)/pytest operator/tests/apiserver -m "not slow" --ignore operator/tests/apiserver/controllers
 test-controllers: ## InferenceServices and RayServices through KServe's and KubeRay's own controllers (built once: 10 minutes)
 	@tools/setup.sh dev
-	$(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
+	KVPOOL_TEST_CLUSTER=test-controllers $(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	@tools/setup.sh partners
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"

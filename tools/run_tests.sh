@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make test`: every part in turn, also after one that failed, then a summary: the parts, skipped
+# `make test`: every part, also after one that failed, then a summary: the parts, skipped
 # and failed tests, how to repeat a failed part in the same random order, disk, time. The exit code
 # is the highest of all parts. Without what `setup` makes no part works, so its failure ends the
 # run.
@@ -11,7 +11,10 @@ if [ -n "${KVPOOL_BUSY:-}" ]; then
   taskset -c "$first" python3.11 -c 'while True: pass' &
   trap "kill $!" EXIT
 fi
-PARTS=(setup check test-unit test-store test-apiserver test-controllers test-engine test-demo test-cluster)
+# These mostly wait, or use one core: the parts of the second list run behind those of the first.
+BESIDE=(check test-unit test-controllers)
+BEHIND=(test-store test-apiserver)
+PARTS=(setup "${BESIDE[@]}" "${BEHIND[@]}" test-engine test-demo test-cluster)
 LAST_LINES=12
 export COLUMNS=${COLUMNS:-100} # the width at which pytest cuts the lines of its summary
 log=$(mktemp -d)
@@ -26,20 +29,31 @@ told() { awk '/ short test summary info /{on = 1} on' "$log/$1"; }
 order() { sed -n 's/^Using \(--randomly-seed=[0-9]*\)$/\1/p' "$log/$1" | head -n 1; }
 row() { printf '%-17s %-8s %5s %8s  %s\n' "$@" | sed 's/ *$//'; }
 
-row part verdict code seconds order >"$log/table"
-for part in "${PARTS[@]}"; do
-  started=$SECONDS
-  printf '\n==== make %s\n' "$part"
-  make --no-print-directory "$part" 2>&1 | tee "$log/$part"
+# Make a part, print what it prints, and keep its log, its exit code and its row of the table.
+run() {
+  local started=$SECONDS verdict=ok code
+  printf '\n==== make %s\n' "$1"
+  make --no-print-directory "$1" 2>&1 | tee "$log/$1"
   code=${PIPESTATUS[0]}
-  verdict=ok
-  if [ "$code" != 0 ]; then
-    verdict=FAILED
-    failed+=("$part")
-    worst=$((code > worst ? code : worst))
-  fi
-  row "$part" "$verdict" "$code" $((SECONDS - started)) "$(order "$part")" >>"$log/table"
-  [ "$part$verdict" != setupFAILED ] || break
+  [ "$code" = 0 ] || verdict=FAILED
+  echo "$code" >"$log/$1.code"
+  row "$1" $verdict "$code" $((SECONDS - started)) "$(order "$1")" >"$log/$1.row"
+}
+run setup
+if [ "$(<"$log/setup.code")" = 0 ]; then
+  for part in "${BEHIND[@]}"; do run "$part"; done >"$log/behind" 2>&1 &
+  behind=$!
+  for part in "${BESIDE[@]}"; do run "$part"; done
+  printf '\n==== beside these: make %s\n' "${BEHIND[*]}"
+  wait $behind
+  cat "$log/behind"
+  for part in "${PARTS[@]}"; do [ -e "$log/$part.row" ] || run "$part"; done
+fi
+for part in "${PARTS[@]}"; do
+  [ -e "$log/$part.code" ] || continue
+  code=$(<"$log/$part.code")
+  [ "$code" = 0 ] || failed+=("$part")
+  worst=$((code > worst ? code : worst))
 done
 
 printf '\n==== skipped tests\n'
@@ -54,12 +68,13 @@ for part in "${failed[@]}"; do
   [ -z "$(order "$part")" ] || echo "in the same order: PYTEST_ADDOPTS=$(order "$part") make $part"
 done
 printf '\n==== parts\n'
-cat "$log/table"
+row part verdict code seconds order
+cat $(for part in "${PARTS[@]}"; do [ ! -e "$log/$part.row" ] || echo "$log/$part.row"; done)
 printf '\n==== disk and time\n'
 python3.11 -m e2e.footprint disk
 minutes=$((SECONDS / 60))
-printf 'time in all: %d min %d s; caches at the start: %s%s\n' $minutes $((SECONDS % 60)) "$caches" \
-  "${KVPOOL_BUSY:+; one core was kept busy}"
+printf 'time in all: %d min %d s%s\n' $minutes $((SECONDS % 60)) "${KVPOOL_BUSY:+; one core was kept busy}"
+echo "caches at the start: $caches"
 if [ "$worst" = 0 ]; then
   rm -r "$log"
 else

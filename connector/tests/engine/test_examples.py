@@ -45,6 +45,7 @@ def cached(text: str) -> list[tuple[int, int]]:
     return [(int(hit), int(all_)) for hit, all_ in re.findall(r"Tokens from a cache.*: (\d+) of (\d+)", text)]
 
 
+@pytest.mark.slow
 def test_offline_with_lmcaches_variables_and_a_guarded_store(model: Path, store: KeyValueServer) -> None:
     """Hits, texts that are equal, a line for each request, and a password that appears nowhere."""
     url = f"redis://:{store.password}@{store.host}:{store.port}"

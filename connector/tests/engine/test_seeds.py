@@ -44,6 +44,7 @@ def seed(
     return ran([sys.executable, str(folder / "seed.py"), *arguments], extra, folder)
 
 
+@pytest.mark.slow
 def test_offline_inference(model: Path, tmp_path: Path) -> None:
     """Every whole chunk of the prompt is stored, and said to be."""
     text = seed("offloading/as-written/offline.py", model, tmp_path)

@@ -43,7 +43,12 @@ STORES: dict[str, Callable[[], Subject]] = {
 }
 
 
-@pytest.mark.parametrize("kind", STORES)
+SLOW = ("valkey", "redis-sentinel")
+"""Left out of every run: their clients are Redis' own, which other tests of this folder use."""
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in STORES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KV memory is overwritten before a load, so one that does nothing cannot pass."""
     if kind == "mooncake":
