@@ -221,7 +221,7 @@ class StoreContract:
         costs nothing."""
         if not self.sees_silence:
             pytest.skip("its client's calls cannot be watched")
-        quick = {"stall_ms": 250}
+        quick = {"stall_ms": 1500}  # a server that is well but starved answers by then
         breaker = Breaker(first_s=60)
         store = connect(own_server, breaker=Breaker(first_s=60), timeouts=quick)
         put(store, {b"p": noise(5, MIB)})
@@ -232,7 +232,7 @@ class StoreContract:
         assert store.get_into([b"p", b"q"], buffers([MIB, MIB]), soon(30)) == [STALLED] * 2
         assert other.exists([b"p", b"q"], soon(30)) == [STALLED] * 2
         assert connect(own_server, timeouts=quick).ping(soon(30)) is STALLED  # a new connection
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 15
         assert not breaker.closed
         assert store.get_into([b"p"], buffers([MIB]), soon(30)) == [FAILED]
         assert other.exists([b"p"], soon(30)) == [FAILED]
@@ -246,7 +246,9 @@ class StoreContract:
             stall_ms: connect(own_server, breaker=Breaker(), timeouts={"stall_ms": stall_ms})
             for stall_ms in (120, 1500)
         }
-        assert {store.ping(soon()) for store in stores.values()} == {HIT}
+        for store in stores.values():
+            # A busy machine may need longer than the shorter of the two, now and then.
+            wait_until("it answers", lambda store=store: store.ping(soon()) is HIT)
         own_server.pause()
         for stall_ms, store in stores.items():
             begin = time.monotonic()
