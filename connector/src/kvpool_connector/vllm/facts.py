@@ -16,7 +16,7 @@ from vllm.platforms import current_platform
 
 from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.format import VERSION
-from kvpool_connector.identity import weights_fingerprint
+from kvpool_connector.weights import weights_fingerprint
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -65,11 +65,11 @@ def _weights(model: ModelConfig, revision: str | None) -> str:
     path = Path(model.model)
     if revision is not None:
         return f"{path.name if path.is_absolute() else model.model}@{revision}"
-    if path.is_dir():
+    if path.exists():
         try:
             return weights_fingerprint(path)
-        except OSError as error:
-            raise ConfigError(f"model_revision: {error}; name the weights' revision there") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model_revision: {error}; or name the weights' revision there") from None
     try:
         # The weights are on this machine already; the folder's name in the hub's cache is the immutable commit.
         return (
