@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from connector.tests.engine import models
 from connector.tests.engine.harness import TINY, empty, remote, running, tokens
 from kvpool_connector import config as kvpool_config
 from kvpool_connector import format as part_format
+from kvpool_connector.config import ConfigError
 from kvpool_connector.identity import digest
 from kvpool_connector.vllm import facts
 from kvpool_connector.vllm.facts import engine_facts, layout_facts
@@ -43,12 +45,21 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(models.save(models.llama, tmp_path_factory.mktemp("llama")))
 
 
-def engine_digest(model: Path, kvpool: dict[str, Any] | None = None, **options: Any) -> str:
-    """Of an engine that is not started."""
+def engine_config(model: Path, **options: Any) -> VllmConfig:
+    """Return the configuration of an engine that is not started."""
     settings: dict[str, Any] = {"max_model_len": 4096, "dtype": "float32", "enforce_eager": True} | TINY | options
-    vllm_config: VllmConfig = EngineArgs(str(model), **settings).create_engine_config()
+    return EngineArgs(str(model), **settings).create_engine_config()
+
+
+def digest_of(vllm_config: VllmConfig, kvpool: dict[str, Any] | None = None) -> str:
+    """Return the digest of all facts but the layout."""
     config = kvpool_config.parse({"tiers": {"cpu": {"size": "64Mi"}}} | (kvpool or {}), "test")
     return digest(engine_facts(vllm_config, config))
+
+
+def engine_digest(model: Path, kvpool: dict[str, Any] | None = None, **options: Any) -> str:
+    """Return the digest of an engine that is not started."""
+    return digest_of(engine_config(model, **options), kvpool)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +83,14 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
         ({}, {"hf_overrides": {"rope_parameters": ROPE}}),
         ({}, {"hf_overrides": {"rms_norm_eps": 1e-3}}),
         ({}, {"speculative_config": NGRAM}),
+        ({}, {"load_format": "dummy"}),
+        ({}, {"model_impl": "transformers"}),
+        ({}, {"disable_sliding_window": True}),
+        ({}, {"override_generation_config": {"attn_temperature_tuning": True}}),
+        ({}, {"attention_config": {"backend_per_kind": {"full_attention": "CPU_ATTN"}}}),
+        ({}, {"kv_cache_dtype_skip_layers": ["0"]}),
+        ({}, {"code_revision": "0123abc"}),
+        ({}, {"additional_config": {"kernels": "own"}}),
     ],
     ids=str,
 )
@@ -86,6 +105,73 @@ def test_what_does_not_matter_does_not_change_it(llama: Path, unchanged: str, tm
     """The folder's name, and how much is computed at a time: else nothing would ever be shared."""
     shutil.copytree(llama, tmp_path / "elsewhere")
     assert engine_digest(tmp_path / "elsewhere", max_num_batched_tokens=512, max_num_seqs=3) == unchanged
+
+
+def test_what_a_models_code_writes_does_not_change_it(llama: Path, unchanged: str) -> None:
+    """It writes into its configuration while it loads, in the ranks' processes and not in the scheduler's."""
+    loaded = engine_config(llama)
+    loaded.model_config.hf_config.max_model_len = 4096  # models/minimax_m2.py
+    loaded.model_config.hf_config.rope_parameters["partial_rotary_factor"] = 1.0  # models/falcon_h1.py
+    assert digest_of(loaded) == unchanged
+
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 4096,
+    "short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 32.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["at the top", "under text_config"])
+def longrope(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose rope depends on the longest context, in a configuration of its own or in that of a
+    multimodal model. The latter names a language model as its architecture, which stands in for one
+    that sees: vLLM's need libraries for images that are not here."""
+    folder = Path(models.save(models.llama, tmp_path_factory.mktemp("longrope")))
+    configuration = json.loads((folder / "config.json").read_text())
+    configuration |= {"rope_parameters": LONGROPE, "max_position_embeddings": 131_072}
+    if request.param == "under text_config":
+        configuration = {
+            "model_type": "llava", "architectures": ["LlamaForCausalLM"], "image_token_index": 3,
+            "text_config": configuration, "vision_config": {"model_type": "clip_vision_model"},
+        }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(configuration))
+    return folder
+
+
+def test_the_longest_context_counts_where_rope_depends_on_it(longrope: Path) -> None:
+    """LongRoPE takes its long factors from 4097 tokens on, and ``auto`` those of the model's own length."""
+    lengths = [4096, 131_072, -1]
+    assert len({engine_digest(longrope, max_model_len=length) for length in lengths}) == 3
+
+
+def test_a_length_that_was_fitted_does_not_count(longrope: Path) -> None:
+    """vLLM shortens ``auto`` to what fits into memory when the weights are loaded already."""
+    fitted = engine_config(longrope, max_model_len=-1)
+    before = digest_of(fitted)
+    fitted.model_config.max_model_len = 4096
+    assert digest_of(fitted) == before
+    assert before != engine_digest(longrope, max_model_len=4096)
+
+
+def test_the_longest_context_does_not_count_elsewhere(llama: Path, unchanged: str) -> None:
+    """Engines that serve other lengths share their blocks."""
+    assert engine_digest(llama, max_model_len=2048) == unchanged
+
+
+def test_a_function_as_override(llama: Path) -> None:
+    """Nobody can tell its model from that of another function."""
+    with pytest.raises(ConfigError, match=r"hf_overrides is a function.*give a dictionary"):
+        engine_digest(llama, hf_overrides=lambda configuration: configuration)
+
+
+def test_files_beside_the_weights_change_it(llama: Path, unchanged: str, tmp_path: Path) -> None:
+    """The same weights under another configuration; the way from text to tokens does not matter."""
+    shutil.copytree(llama, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.json").write_text("{}")
+    assert engine_digest(tmp_path / "model") == unchanged
+    configuration = json.loads((llama / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(configuration | {"rms_norm_eps": 1e-3}))
+    assert engine_digest(tmp_path / "model") != unchanged
 
 
 def test_one_weight_changes_it(llama: Path, unchanged: str, tmp_path: Path) -> None:

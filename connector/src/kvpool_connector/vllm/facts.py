@@ -1,4 +1,10 @@
-"""Gathers what the identity document needs from vLLM's configuration, in the same way in every process of an engine."""
+"""Gathers what the identity document needs from vLLM's configuration, in the same way in every process.
+
+Only inputs count: files, revisions, settings. ``ModelConfig.hf_config`` is none: a model's code writes
+into it while it loads (``rope_parameters`` in ``models/deepseek_v2.py``, ``max_model_len`` in
+``models/minimax_m2.py``), in the ranks' processes and not in the scheduler's, so the two would
+disagree. It also holds defaults of the installed version of Transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import vllm
 from huggingface_hub import snapshot_download
+from vllm import envs
 from vllm.platforms import current_platform
 
 from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.format import VERSION
-from kvpool_connector.weights import weights_fingerprint
+from kvpool_connector.vllm.rope import depends_on_length
+from kvpool_connector.weights import configuration_fingerprint, weights_fingerprint
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.v1.kv_offload.config import OffloadingConfig
-
-_ROPE_DEPENDS_ON_LENGTH = ("dynamic", "longrope")
 
 
 def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, Any]:
@@ -31,16 +37,20 @@ def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, 
     Raises:
         ConfigError: the weights cannot be identified.
     """
-    model, cache = vllm_config.model_config, vllm_config.cache_config
+    model = vllm_config.model_config
+    cache = vllm_config.cache_config
     return {
         "format": VERSION,
         "vllm": vllm.__version__,
         "tenant": config.tenant,
         "weights": _weights(model, config.model_revision),
-        "architecture": _architecture(model),
+        "configuration": _configuration(model),
+        "settings": _settings(vllm_config),
+        "length": _length(model),
+        "multimodal": _multimodal(model),
         "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
-        "kv_dtype": str(cache.cache_dtype),
+        "quantization": [str(model.quantization), str(model.quantization_config)],
+        "kv_dtype": [str(cache.cache_dtype), *cache.kv_cache_dtype_skip_layers],
         "hash_algorithm": cache.prefix_caching_hash_algo,
         "hash_seed": hashlib.sha256(os.environ.get("PYTHONHASHSEED", "unset").encode()).hexdigest()[:16],
         "speculative": _speculative(vllm_config),
@@ -81,15 +91,72 @@ def _weights(model: ModelConfig, revision: str | None) -> str:
         ) from None
 
 
-def _architecture(model: ModelConfig) -> str:
-    """A digest of the model's configuration as vLLM uses it, overrides included."""
-    description = model.hf_config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        description.pop(volatile, None)
-    rope = json.dumps(description.get("rope_parameters") or description.get("rope_scaling") or {}, default=str)
-    if any(kind in rope for kind in _ROPE_DEPENDS_ON_LENGTH):
-        description["max_model_len"] = model.max_model_len
-    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:32]
+def _configuration(model: ModelConfig) -> list[str]:
+    """Name what turns the weights into a model. A revision names the files of the hub."""
+    folder = Path(model.model)
+    elsewhere = model.hf_config_path
+    if elsewhere is not None and Path(elsewhere).is_dir():
+        elsewhere = configuration_fingerprint(Path(elsewhere))
+    elif elsewhere is not None:
+        elsewhere = f"{elsewhere}@{getattr(model, '_hf_config_revision', None)}"
+    return [
+        configuration_fingerprint(folder) if folder.is_dir() else "",
+        str(elsewhere),
+        str(model.code_revision),
+        str(model.config_format),
+    ]
+
+
+def _settings(vllm_config: VllmConfig) -> str:
+    """A digest of the settings that make another model of the same files.
+
+    Raises:
+        ConfigError: a setting is a function, of which no process can tell what it does.
+    """
+    model = vllm_config.model_config
+    load = vllm_config.load_config
+    more = vllm_config.additional_config
+    if callable(model.hf_overrides):
+        raise ConfigError(
+            "hf_overrides is a function, and kvpool cannot tell one function's model from another's: give a dictionary"
+        )
+    settings = {
+        "hf_overrides": model.hf_overrides,
+        "model_impl": str(model.model_impl),
+        "model_class_overrides": model.model_class_overrides,
+        "disable_sliding_window": model.disable_sliding_window,
+        "override_generation_config": model.override_generation_config,  # Llama 4 reads its attention's scale there
+        "load": [str(load.load_format), load.ignore_patterns, load.model_loader_extra_config],
+        "additional_config": more if isinstance(more, dict) else more.compute_hash(),
+        "batch_invariant": envs.VLLM_BATCH_INVARIANT,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _length(model: ModelConfig) -> int | str | None:
+    """The model's longest context where its KV bytes depend on it, as it was when the weights were loaded.
+
+    With ``--max-model-len auto`` vLLM shortens it to what fits, after the rotary tables were made.
+    """
+    if not depends_on_length(model.hf_config.to_dict(), model.hf_text_config.to_dict()):
+        return None
+    return "auto" if model.original_max_model_len == -1 else model.max_model_len
+
+
+def _multimodal(model: ModelConfig) -> str:
+    """What changes an image's embedding under the same hash of the image."""
+    settings = model.multimodal_config
+    if settings is None:
+        return ""
+    values = [
+        settings.mm_processor_kwargs,
+        settings.mm_hasher_algorithm,
+        settings.mm_encoder_attn_dtype,
+        settings.mm_encoder_fp8_scale_path,
+        settings.video_pruning_rate,
+        settings.video_pruning_method,
+    ]
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _speculative(vllm_config: VllmConfig) -> str:
@@ -102,13 +169,14 @@ def _speculative(vllm_config: VllmConfig) -> str:
 
 def _device(vllm_config: VllmConfig) -> list[str]:
     """Kind of device, and what decides how its kernels pack a block."""
-    backend = str(vllm_config.attention_config.backend)
+    attention = vllm_config.attention_config
+    backend = [str(attention.backend), *(f"{kind}={name}" for kind, name in sorted(attention.backend_per_kind.items()))]
     if not current_platform.is_cpu():
-        return [current_platform.device_type, str(current_platform.get_device_capability()), backend]
+        return [current_platform.device_type, str(current_platform.get_device_capability()), *backend]
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
     model, cache = vllm_config.model_config, vllm_config.cache_config
     assert isinstance(model.dtype, torch.dtype)  # resolved by the time a connector is built
     # CPU kernels re-read a block in an order of their own, by instruction set: such bytes mean nothing to another CPU.
     isa = _get_attn_isa(model.dtype, cache.block_size, model.get_head_size(), cache.cache_dtype)
-    return ["cpu", platform.machine(), isa, backend]
+    return ["cpu", platform.machine(), isa, *backend]
