@@ -29,8 +29,9 @@ from kvpool_connector import config as kvpool_config
 from kvpool_connector import format as part_format
 from kvpool_connector.config import ConfigError
 from kvpool_connector.identity import digest
-from kvpool_connector.vllm import facts
+from kvpool_connector.vllm import facts, kv_abi
 from kvpool_connector.vllm.facts import engine_facts, layout_facts
+from kvpool_connector.vllm.prepare import remarks
 from testkit.servers import KeyValueServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -172,6 +173,29 @@ def test_files_beside_the_weights_change_it(llama: Path, unchanged: str, tmp_pat
     configuration = json.loads((llama / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(configuration | {"rms_norm_eps": 1e-3}))
     assert engine_digest(tmp_path / "model") != unchanged
+
+
+def test_versions_of_one_number_share(llama: Path, unchanged: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch release that was checked, and vLLM's builds for other devices, which the device tells apart."""
+    monkeypatch.setattr(kv_abi, "KV_ABI", {"0.32.0": 1, "0.32.1": 1, "0.33.0": 2})
+    digests = {}
+    for version in ("0.32.1", "0.32.0+cpu", "0.32.0+cu130", "0.33.0", "0.33.0+cu130"):
+        monkeypatch.setattr(vllm, "__version__", version)
+        digests[version] = engine_digest(llama)
+    assert digests["0.32.1"] == digests["0.32.0+cpu"] == digests["0.32.0+cu130"] == unchanged
+    assert digests["0.33.0"] == digests["0.33.0+cu130"] != unchanged
+
+
+@pytest.mark.parametrize("version", ["0.32.2", "0.32.1rc1", "0.33.0.dev7+gabcdef", "0.32.0+gabcdef.d20261128"])
+def test_a_version_that_nobody_checked(
+    version: str, llama: Path, unchanged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands for itself alone, and the log says so once."""
+    monkeypatch.setattr(vllm, "__version__", version)
+    assert engine_digest(llama) != unchanged
+    said = remarks()
+    assert [line.warning for line in said] == [True]
+    assert f"vLLM {version} was not checked" in said[0].text
 
 
 def test_one_weight_changes_it(llama: Path, unchanged: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from vllm.platforms import current_platform
 
 from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.format import VERSION
+from kvpool_connector.vllm.kv_abi import kv_abi
 from kvpool_connector.vllm.rope import depends_on_length
 from kvpool_connector.weights import configuration_fingerprint, weights_fingerprint
 
@@ -41,7 +42,7 @@ def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, 
     cache = vllm_config.cache_config
     return {
         "format": VERSION,
-        "vllm": vllm.__version__,
+        "kv_abi": kv_abi(vllm.__version__) or vllm.__version__,
         "tenant": config.tenant,
         "weights": _weights(model, config.model_revision),
         "configuration": _configuration(model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
@@ -17,6 +18,7 @@ from kvpool_connector.vllm import support
 from kvpool_connector.vllm.chunks import blocks_near_chunk, blocks_per_chunk
 from kvpool_connector.vllm.facts import engine_facts
 from kvpool_connector.vllm.handover import Role
+from kvpool_connector.vllm.kv_abi import KV_ABI, kv_abi
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
 
 if TYPE_CHECKING:
@@ -27,6 +29,20 @@ logger = get_logger(__name__)
 
 SPEC = {"spec_name": "KVPoolSpec", "spec_module_path": "kvpool_connector.vllm.spec"}
 """How vLLM's factory finds our spec."""
+
+
+def remarks() -> list[Line]:
+    """Say what costs hits in an engine like this."""
+    said: list[Line] = []
+    if kv_abi(vllm.__version__) is None:
+        said.append(
+            Line(
+                f"vLLM {vllm.__version__} was not checked by this version of kvpool: this engine shares blocks with "
+                f"engines of exactly this version; checked: {', '.join(KV_ABI)}",
+                warning=True,
+            )
+        )
+    return said
 
 
 def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVConnectorRole) -> None:
@@ -48,6 +64,7 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     ranks = vllm_config.parallel_config.world_size
     found = kvpool_config.find(extra, ranks=ranks)
     config, said = found.config, list(found.lines)
+    said += remarks()
     if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:
         # Manifests for LMCache leave it at vLLM's default, which is an error for the user; the scheduler looks at it later.
         transfer.kv_load_failure_policy = "recompute"
