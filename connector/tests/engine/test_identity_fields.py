@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import torch
 import vllm
 from safetensors.torch import load_file, save_file
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_none_hash_seed, init_none_hash
 from vllm.v1.kv_offload.config import (
     OffloadingCacheConfig,
     OffloadingConfig,
@@ -30,13 +34,14 @@ from kvpool_connector import format as part_format
 from kvpool_connector.config import ConfigError
 from kvpool_connector.identity import digest
 from kvpool_connector.vllm import facts, kv_abi
-from kvpool_connector.vllm.facts import engine_facts, layout_facts
-from kvpool_connector.vllm.prepare import remarks
+from kvpool_connector.vllm.facts import engine_facts, hash_seed, layout_facts
+from kvpool_connector.vllm.prepare import reconsidered
 from testkit.servers import KeyValueServer
 
 pytestmark = pytest.mark.timeout(300)
 
 PROMPT = tokens(1, 300, models.VOCABULARY)
+REDIS = {"type": "redis", "host": "127.0.0.1", "port": 1}
 ALONE: dict[str, Any] = {"tiers": {"cpu": {"size": "64Mi"}}, "admission": "always", "chunk_tokens": 128}
 
 
@@ -175,6 +180,84 @@ def test_files_beside_the_weights_change_it(llama: Path, unchanged: str, tmp_pat
     assert engine_digest(tmp_path / "model") != unchanged
 
 
+@pytest.mark.parametrize("algorithm", ["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"])
+@pytest.mark.parametrize("seed", [None, "7"])
+def test_the_seed_is_the_one_that_vllm_draws(algorithm: str, seed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or None, where vLLM says after its start that it drew another one."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    if seed is not None:
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+    drawn = set()
+    for _ in range(2):
+        init_none_hash(get_hash_fn_by_name(algorithm))
+        drawn.add(get_none_hash_seed())
+    assert ({hash_seed(algorithm)} == drawn) is (len(drawn) == 1)
+    assert (hash_seed(algorithm) is None) is (len(drawn) == 2)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "seed", "tiers"),
+    [("xxhash", "7", ["remote"]), ("sha256", None, ["remote"]), ("xxhash", None, [])],
+    ids=str,
+)
+def test_a_seed_that_others_can_know_or_need_not(
+    algorithm: str, seed: str | None, tiers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is said, and the store stays in use."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    if seed is not None:
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+    config = kvpool_config.parse(ALONE | ({"remote": REDIS} if tiers else {}), "test")
+    assert reconsidered(config, algorithm) == (config, [])
+
+
+def test_a_random_seed_leaves_the_store_out(
+    llama: Path,
+    store: KeyValueServer,
+    shared: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine whose blocks nobody else can find writes none to Redis, hits its own, and says what to set."""
+    monkeypatch.delenv("PYTHONHASHSEED")
+    with running(str(llama), shared, **TINY, prefix_caching_hash_algo="xxhash") as engine:
+        text, cached = engine.generate(PROMPT)
+        engine.settle()
+        engine.forget()
+        assert (cached, engine.generate(PROMPT)) == (0, (text, 256))
+        engine.assert_nothing_is_left()
+    with redis.Redis(port=store.port, password=store.password) as client:
+        assert not client.dbsize()
+
+
+def test_what_a_random_seed_costs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning, with what is not used and what to set; without shared tiers nothing is lost."""
+    monkeypatch.delenv("PYTHONHASHSEED")
+    config = kvpool_config.parse(ALONE | {"remote": REDIS}, "test")
+    reduced, (said,) = reconsidered(config, "xxhash")
+    assert reduced == config.model_copy(update={"remote": None})
+    assert said.warning
+    assert "(remote configured): the remote store is not used" in said.text
+    assert "Set PYTHONHASHSEED to one number in all engines, or --prefix-caching-hash-algo sha256_cbor" in said.text
+
+
+def test_a_random_seed_belongs_to_one_engine(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes agree, and its next start is another engine."""
+    monkeypatch.delenv("PYTHONHASHSEED")
+    transfer = {
+        "kv_connector": "KVPoolConnector",
+        "kv_role": "kv_both",
+        "kv_connector_module_path": "kvpool_connector.vllm",
+    }
+
+    def start(algorithm: str) -> VllmConfig:
+        return engine_config(llama, prefix_caching_hash_algo=algorithm, kv_transfer_config=KVTransferConfig(**transfer))
+
+    first = start("xxhash")
+    assert digest_of(copy.deepcopy(first)) == digest_of(first)
+    assert digest_of(start("xxhash")) != digest_of(first)
+    assert digest_of(start("sha256_cbor")) == digest_of(start("sha256_cbor"))
+
+
 def test_versions_of_one_number_share(llama: Path, unchanged: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch release that was checked, and vLLM's builds for other devices, which the device tells apart."""
     monkeypatch.setattr(kv_abi, "KV_ABI", {"0.32.0": 1, "0.32.1": 1, "0.33.0": 2})
@@ -193,7 +276,9 @@ def test_a_version_that_nobody_checked(
     """It stands for itself alone, and the log says so once."""
     monkeypatch.setattr(vllm, "__version__", version)
     assert engine_digest(llama) != unchanged
-    said = remarks()
+    alone = kvpool_config.parse(ALONE, "test")
+    config, said = reconsidered(alone, "sha256")
+    assert config == alone
     assert [line.warning for line in said] == [True]
     assert f"vLLM {version} was not checked" in said[0].text
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ import vllm
 from huggingface_hub import snapshot_download
 from vllm import envs
 from vllm.platforms import current_platform
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import resolve_none_hash_seed
 
 from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.format import VERSION
@@ -53,7 +54,7 @@ def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, 
         "quantization": [str(model.quantization), str(model.quantization_config)],
         "kv_dtype": [str(cache.cache_dtype), *cache.kv_cache_dtype_skip_layers],
         "hash_algorithm": cache.prefix_caching_hash_algo,
-        "hash_seed": hashlib.sha256(os.environ.get("PYTHONHASHSEED", "unset").encode()).hexdigest()[:16],
+        "hash_seed": _hash_seed(vllm_config),
         "speculative": _speculative(vllm_config),
         "device": _device(vllm_config),
     }
@@ -70,6 +71,30 @@ def layout_facts(offloading: OffloadingConfig) -> dict[str, Any]:
         "groups": [[group.tokens_per_block, *group.layer_names] for group in offloading.groups],
         "parallel": [parallel.world_size, parallel.tp_size, parallel.pp_size, parallel.pcp_size, parallel.dcp_size],
     }
+
+
+def hash_seed(algorithm: str) -> str | None:
+    """Return the seed of vLLM's block hashes, or None where each process draws a random one.
+
+    Asks vLLM twice: it draws a new one each time where PYTHONHASHSEED is not set and the algorithm is
+    not a cryptographic one. The seed in use is drawn later, in the scheduler's process alone
+    (``init_none_hash``), and no other process can know it.
+    """
+    hash_of = get_hash_fn_by_name(algorithm)
+    seed = resolve_none_hash_seed(hash_of)
+    return seed if seed == resolve_none_hash_seed(hash_of) else None
+
+
+def _hash_seed(vllm_config: VllmConfig) -> str:
+    """Stand for a random seed by the engine's own id, which vLLM draws at each start.
+
+    Blocks of an engine's former life then have another identity: nothing would ever hit them.
+    """
+    seed = hash_seed(vllm_config.cache_config.prefix_caching_hash_algo)
+    if seed is None:
+        transfer = vllm_config.kv_transfer_config
+        return f"random, of engine {None if transfer is None else transfer.engine_id}"
+    return hashlib.sha256(seed.encode()).hexdigest()[:16]
 
 
 def _weights(model: ModelConfig, revision: str | None) -> str:

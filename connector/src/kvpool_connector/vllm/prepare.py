@@ -11,12 +11,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build
 from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
 
 from kvpool_connector import config as kvpool_config
-from kvpool_connector.config import ConfigError
+from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.config.lmcache import Line
 from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import support
 from kvpool_connector.vllm.chunks import blocks_near_chunk, blocks_per_chunk
-from kvpool_connector.vllm.facts import engine_facts
+from kvpool_connector.vllm.facts import engine_facts, hash_seed
 from kvpool_connector.vllm.handover import Role
 from kvpool_connector.vllm.kv_abi import KV_ABI, kv_abi
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
@@ -31,8 +31,12 @@ SPEC = {"spec_name": "KVPoolSpec", "spec_module_path": "kvpool_connector.vllm.sp
 """How vLLM's factory finds our spec."""
 
 
-def remarks() -> list[Line]:
-    """Say what costs hits in an engine like this."""
+def reconsidered(config: ConnectorConfig, hash_algorithm: str) -> tuple[ConnectorConfig, list[Line]]:
+    """Leave out a store that could never answer, and say what costs hits in an engine like this.
+
+    Args:
+        hash_algorithm: vLLM's ``--prefix-caching-hash-algo``.
+    """
     said: list[Line] = []
     if kv_abi(vllm.__version__) is None:
         said.append(
@@ -42,7 +46,19 @@ def remarks() -> list[Line]:
                 warning=True,
             )
         )
-    return said
+    shared = [name for name, tier in (("remote", config.remote), ("tiers.disk", config.tiers.disk)) if tier is not None]
+    if shared and hash_seed(hash_algorithm) is None:
+        said.append(
+            Line(
+                f"with --prefix-caching-hash-algo {hash_algorithm} and without PYTHONHASHSEED vLLM draws a seed for its "
+                f"block hashes at each start, so no other engine can find this one's blocks, nor can this one after a "
+                f"restart ({' and '.join(shared)} configured): the remote store is not used, and the disk tier begins "
+                "empty. Set PYTHONHASHSEED to one number in all engines, or --prefix-caching-hash-algo sha256_cbor",
+                warning=True,
+            )
+        )
+        config = config.model_copy(update={"remote": None})
+    return config, said
 
 
 def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVConnectorRole) -> None:
@@ -64,7 +80,8 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     ranks = vllm_config.parallel_config.world_size
     found = kvpool_config.find(extra, ranks=ranks)
     config, said = found.config, list(found.lines)
-    said += remarks()
+    config, remarks = reconsidered(config, vllm_config.cache_config.prefix_caching_hash_algo)
+    said += remarks
     if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:
         # Manifests for LMCache leave it at vLLM's default, which is an error for the user; the scheduler looks at it later.
         transfer.kv_load_failure_policy = "recompute"
