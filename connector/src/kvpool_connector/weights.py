@@ -145,7 +145,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
 
 
 def _digest(stream: BinaryIO, spans: Iterable[Span]) -> bytes:

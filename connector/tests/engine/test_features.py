@@ -20,6 +20,8 @@ from connector.tests.engine import models
 from connector.tests.engine.harness import TINY, Engine, running, tokens
 from connector.tests.engine.ranks import ranks_running
 from kvpool_connector.transfer import Kind
+from kvpool_connector.vllm import adapters as adapters_module
+from testkit.patience import PATIENCE_S
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -102,8 +104,9 @@ def adapter(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def test_adapters_share_nothing(llama: str, tmp_path: Path) -> None:
+def test_adapters_share_nothing(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with each other nor with the model; an adapter hits its own blocks."""
+    monkeypatch.setattr(adapters_module, "PATIENCE_S", PATIENCE_S)
     adapters = [LoRARequest(name, n, adapter(tmp_path / name, n)) for n, name in enumerate("xy", start=1)]
     with running(llama, KVPOOL, **TINY, enable_lora=True, max_loras=2, max_lora_rank=8) as engine:
         texts = [assert_hits_with_the_same_bytes(engine, PROMPT, WHOLE, lora=lora) for lora in (*adapters, None)]

@@ -97,6 +97,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
         ({}, {"kv_cache_dtype_skip_layers": ["0"]}),
         ({}, {"code_revision": "0123abc"}),
         ({}, {"additional_config": {"kernels": "own"}}),
+        ({}, {"enable_lora": True, "lora_target_modules": ["q_proj"]}),
     ],
     ids=str,
 )
@@ -111,10 +112,12 @@ def test_what_does_not_matter_does_not_change_it(llama: Path, unchanged: str, tm
     """The folder's name, and how much is computed at a time: else nothing would ever be shared."""
     shutil.copytree(llama, tmp_path / "elsewhere")
     assert engine_digest(tmp_path / "elsewhere", max_num_batched_tokens=512, max_num_seqs=3) == unchanged
+    assert engine_digest(llama, enable_lora=True, max_lora_rank=8) == unchanged
 
 
 def test_what_a_models_code_writes_does_not_change_it(llama: Path, unchanged: str) -> None:
-    """It writes into its configuration while it loads, in the ranks' processes and not in the scheduler's."""
+    """It writes into its configuration while it loads, in the ranks' processes and not in the
+    scheduler's."""
     loaded = engine_config(llama)
     loaded.model_config.hf_config.max_model_len = 4096  # models/minimax_m2.py
     loaded.model_config.hf_config.rope_parameters["partial_rotary_factor"] = 1.0  # models/falcon_h1.py
@@ -129,9 +132,9 @@ LONGROPE = {
 
 @pytest.fixture(scope="module", params=["at the top", "under text_config"])
 def longrope(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose rope depends on the longest context, in a configuration of its own or in that of a
-    multimodal model. The latter names a language model as its architecture, which stands in for one
-    that sees: vLLM's need libraries for images that are not here."""
+    """A model whose rope depends on the longest context, in a configuration of its own or in that
+    of a multimodal model. The latter names a language model as its architecture, which stands in
+    for one that sees: vLLM's need libraries for images that are not here."""
     folder = Path(models.save(models.llama, tmp_path_factory.mktemp("longrope")))
     configuration = json.loads((folder / "config.json").read_text())
     configuration |= {"rope_parameters": LONGROPE, "max_position_embeddings": 131_072}
@@ -145,7 +148,8 @@ def longrope(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_longest_context_counts_where_rope_depends_on_it(longrope: Path) -> None:
-    """LongRoPE takes its long factors from 4097 tokens on, and ``auto`` those of the model's own length."""
+    """LongRoPE takes its long factors from 4097 tokens on, and ``auto`` those of the model's own
+    length."""
     lengths = [4096, 131_072, -1]
     assert len({engine_digest(longrope, max_model_len=length) for length in lengths}) == 3
 
@@ -217,7 +221,8 @@ def test_a_random_seed_leaves_the_store_out(
     shared: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An engine whose blocks nobody else can find writes none to Redis, hits its own, and says what to set."""
+    """An engine whose blocks nobody else can find writes none to Redis, hits its own, and says what
+    to set."""
     monkeypatch.delenv("PYTHONHASHSEED")
     with running(str(llama), shared, **TINY, prefix_caching_hash_algo="xxhash") as engine:
         text, cached = engine.generate(PROMPT)
@@ -243,14 +248,12 @@ def test_what_a_random_seed_costs_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_random_seed_belongs_to_one_engine(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its processes agree, and its next start is another engine."""
     monkeypatch.delenv("PYTHONHASHSEED")
-    transfer = {
-        "kv_connector": "KVPoolConnector",
-        "kv_role": "kv_both",
-        "kv_connector_module_path": "kvpool_connector.vllm",
-    }
 
     def start(algorithm: str) -> VllmConfig:
-        return engine_config(llama, prefix_caching_hash_algo=algorithm, kv_transfer_config=KVTransferConfig(**transfer))
+        transfer = KVTransferConfig(
+            kv_connector="KVPoolConnector", kv_role="kv_both", kv_connector_module_path="kvpool_connector.vllm"
+        )
+        return engine_config(llama, prefix_caching_hash_algo=algorithm, kv_transfer_config=transfer)
 
     first = start("xxhash")
     assert digest_of(copy.deepcopy(first)) == digest_of(first)
@@ -259,7 +262,8 @@ def test_a_random_seed_belongs_to_one_engine(llama: Path, monkeypatch: pytest.Mo
 
 
 def test_versions_of_one_number_share(llama: Path, unchanged: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A patch release that was checked, and vLLM's builds for other devices, which the device tells apart."""
+    """A patch release that was checked, and vLLM's builds for other devices, which the device tells
+    apart."""
     monkeypatch.setattr(kv_abi, "KV_ABI", {"0.32.0": 1, "0.32.1": 1, "0.33.0": 2})
     digests = {}
     for version in ("0.32.1", "0.32.0+cpu", "0.32.0+cu130", "0.33.0", "0.33.0+cu130"):

@@ -103,6 +103,13 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
 
     # ---- scheduler process, scheduler thread -------------------------------------------------------------
 
+    def on_new_request(self, request: Request) -> None:
+        """Have the files of the request's adapter checked, which its keys depend on."""
+        super().on_new_request(request)
+        if request.lora_request is not None:
+            context = self.scheduler._req_status[request.request_id].req_context
+            context.set_state(self._manager.adapters.check(request.lora_request.lora_path))
+
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """The load begins here, and the log learns of what size it is."""
         super().update_state_after_alloc(request, blocks, num_external_tokens)

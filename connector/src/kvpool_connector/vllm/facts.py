@@ -1,8 +1,9 @@
-"""Gathers what the identity document needs from vLLM's configuration, in the same way in every process.
+"""Gathers what the identity document needs from vLLM's configuration, in the same way in every
+process.
 
-Only inputs count: files, revisions, settings. ``ModelConfig.hf_config`` is none: a model's code writes
-into it while it loads (``rope_parameters`` in ``models/deepseek_v2.py``, ``max_model_len`` in
-``models/minimax_m2.py``), in the ranks' processes and not in the scheduler's, so the two would
+Only inputs count: files, revisions, settings. ``ModelConfig.hf_config`` is none: a model's code
+writes into it while it loads (``rope_parameters`` in ``models/deepseek_v2.py``, ``max_model_len``
+in ``models/minimax_m2.py``), in the ranks' processes and not in the scheduler's, so the two would
 disagree. It also holds defaults of the installed version of Transformers.
 """
 
@@ -50,6 +51,7 @@ def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, 
         "settings": _settings(vllm_config),
         "length": _length(model),
         "multimodal": _multimodal(model),
+        "adapters": _adapters(vllm_config),
         "dtype": str(model.dtype),
         "quantization": [str(model.quantization), str(model.quantization_config)],
         "kv_dtype": [str(cache.cache_dtype), *cache.kv_cache_dtype_skip_layers],
@@ -76,8 +78,8 @@ def layout_facts(offloading: OffloadingConfig) -> dict[str, Any]:
 def hash_seed(algorithm: str) -> str | None:
     """Return the seed of vLLM's block hashes, or None where each process draws a random one.
 
-    Asks vLLM twice: it draws a new one each time where PYTHONHASHSEED is not set and the algorithm is
-    not a cryptographic one. The seed in use is drawn later, in the scheduler's process alone
+    Asks vLLM twice: it draws a new one each time where PYTHONHASHSEED is not set and the algorithm
+    is not a cryptographic one. The seed in use is drawn later, in the scheduler's process alone
     (``init_none_hash``), and no other process can know it.
     """
     hash_of = get_hash_fn_by_name(algorithm)
@@ -118,7 +120,7 @@ def _weights(model: ModelConfig, revision: str | None) -> str:
 
 
 def _configuration(model: ModelConfig) -> list[str]:
-    """Name what turns the weights into a model. A revision names the files of the hub."""
+    """Return what turns the weights into a model. Files of the hub are named by the weights' commit."""
     folder = Path(model.model)
     elsewhere = model.hf_config_path
     if elsewhere is not None and Path(elsewhere).is_dir():
@@ -134,7 +136,7 @@ def _configuration(model: ModelConfig) -> list[str]:
 
 
 def _settings(vllm_config: VllmConfig) -> str:
-    """A digest of the settings that make another model of the same files.
+    """Return a digest of the settings that make another model of the same files.
 
     Raises:
         ConfigError: a setting is a function, of which no process can tell what it does.
@@ -160,7 +162,7 @@ def _settings(vllm_config: VllmConfig) -> str:
 
 
 def _length(model: ModelConfig) -> int | str | None:
-    """The model's longest context where its KV bytes depend on it, as it was when the weights were loaded.
+    """Return the longest context where KV bytes depend on it, as it was when the weights were loaded.
 
     With ``--max-model-len auto`` vLLM shortens it to what fits, after the rotary tables were made.
     """
@@ -170,7 +172,7 @@ def _length(model: ModelConfig) -> int | str | None:
 
 
 def _multimodal(model: ModelConfig) -> str:
-    """What changes an image's embedding under the same hash of the image."""
+    """Return the settings that change an image's embedding under the same hash of the image."""
     settings = model.multimodal_config
     if settings is None:
         return ""
@@ -183,6 +185,22 @@ def _multimodal(model: ModelConfig) -> str:
         settings.video_pruning_method,
     ]
     return json.dumps(values, sort_keys=True, default=str)
+
+
+def _adapters(vllm_config: VllmConfig) -> list[str]:
+    """Return the settings that change the effect of an adapter whose files are the same.
+
+    Engines with vLLM's defaults share their blocks with engines that serve no adapters.
+    """
+    lora = vllm_config.lora_config
+    if lora is None:
+        return []
+    unusual = {
+        "target_modules": lora.target_modules,
+        "lora_dtype": lora.lora_dtype != vllm_config.model_config.dtype and str(lora.lora_dtype),
+        "enable_tower_connector_lora": lora.enable_tower_connector_lora,
+    }
+    return [f"{name}={value}" for name, value in unusual.items() if value]
 
 
 def _speculative(vllm_config: VllmConfig) -> str:

@@ -26,6 +26,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.lookups import Lookup
 from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
+from kvpool_connector.vllm.adapters import AdapterCheck, Adapters
 from kvpool_connector.vllm.build import build_pool
 from kvpool_connector.vllm.handover import Awaited, Role
 from kvpool_connector.vllm.metrics import Shape, collect
@@ -54,7 +55,7 @@ _MEDIA = {
 _STATS_EVERY_S = 1.0
 
 
-def fast_lookup(pool: Pool) -> Callable[[OffloadKey, ReqContext], LookupResult]:
+def fast_lookup(pool: Pool, adapters: Adapters | None = None) -> Callable[[OffloadKey, ReqContext], LookupResult]:
     """A lookup with the common case spelled out: a hit in memory and nothing special in this step.
 
     vLLM asks for each key of a prompt, up to 8000 times, and a call of a method on the way costs as much as the answer.
@@ -62,7 +63,14 @@ def fast_lookup(pool: Pool) -> Callable[[OffloadKey, ReqContext], LookupResult]:
     lookups, find, good, hit = pool.lookups, pool.index.find, pool.index.good, LookupResult.HIT
     promised, lookup = lookups.promised, lookups.lookup
 
+    known = adapters or Adapters()
+
     def look_up(key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if known.used and (check := req_context.get_state(AdapterCheck)) is not None:
+            keys = check.keys([key])
+            if not keys:
+                return LookupResult.RETRY if check.waits else LookupResult.MISS
+            key = OffloadKey(keys[0])
         slot = find(key)
         if slot is not None and good[slot] and not lookups.exceptional:
             promised.append(slot)
@@ -83,7 +91,8 @@ class KVPoolManager(OffloadingManager):
         remote = spec.settings.remote
         self._awaited = Awaited(0.0 if remote is None else remote.timeouts.handover_ms / 1000)
         self.pool = build_pool(spec)
-        self.lookup = fast_lookup(self.pool)  # type: ignore[method-assign, assignment]
+        self.adapters = Adapters()
+        self.lookup = fast_lookup(self.pool, self.adapters)  # type: ignore[method-assign, assignment]
         self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
         self._chunk_tokens = spec.chunk_tokens
         self.shape = Shape(spec.chunk_tokens, spec.chunk_parts, spec.identity)
@@ -97,7 +106,7 @@ class KVPoolManager(OffloadingManager):
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         """The tier, for vLLM's metrics."""
-        return _SOURCES[self.pool.tier_of(key)]
+        return _SOURCES[self.pool.tier_of(self._keys([key], req_context)[0])]
 
     def scan_begins(self, tokens: int) -> None:
         """Called by the connector before the lookups of a request that has so many tokens beyond those on the device."""
@@ -105,7 +114,7 @@ class KVPoolManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """See :meth:`Jobs.begin_load`."""
-        transfer = self.pool.begin_load(list(keys), req_context.req_id)
+        transfer = self.pool.begin_load(self._keys(keys, req_context), req_context.req_id)
         self.log.load_begins(req_context.req_id, transfer)
         return TransferSpec(transfer, self._identity)
 
@@ -120,17 +129,25 @@ class KVPoolManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         """See :meth:`Jobs.begin_store`. A decode engine keeps nothing of what it computes."""
-        transfer = self.pool.begin_store(list(keys) if self.role.stores else [], req_context.req_id)
+        stock = list(keys) if self.role.stores else []
+        own = self._keys(stock, req_context)
+        stock_of = dict(zip(own, stock, strict=False))  # no own keys: an adapter whose files are not known
+        transfer = self.pool.begin_store(own, req_context.req_id)
         self.log.store_begins(req_context.req_id, len(transfer.keys))
         return PrepareStoreOutput(
-            keys_to_store=[OffloadKey(key) for key in transfer.keys],
+            keys_to_store=[stock_of[key] for key in transfer.keys],
             store_spec=TransferSpec(transfer, self._identity),
             evicted_keys=[],  # read by nobody in vLLM 0.32; what went is told through `take_events`
         )
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         """See :meth:`Jobs.end_store`. ``success`` is always True: failures come through :meth:`on_reports`."""
-        self.log.store_ended(req_context.req_id, len(keys), self.pool.end_store(keys))
+        self.log.store_ended(req_context.req_id, len(keys), self.pool.end_store(self._keys(keys, req_context)))
+
+    def _keys(self, keys: Iterable[OffloadKey], req_context: ReqContext) -> list[bytes]:
+        """Return the pool's keys for vLLM's: others where the request has an adapter."""
+        check = req_context.get_state(AdapterCheck)
+        return list(keys) if check is None else check.keys(keys)
 
     def whole_chunks(self, tokens: int) -> int:
         """So many of the tokens fill whole chunks in every KV group; others are never cached."""
@@ -199,5 +216,6 @@ class KVPoolManager(OffloadingManager):
         self.log.reset()
 
     def shutdown(self) -> None:
-        """End the threads of presence and journal."""
+        """End the threads of presence, journal and adapters."""
+        self.adapters.close()
         self.pool.close()
