@@ -44,6 +44,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"weight_transfer": True}, "--weight-transfer-config"),
     ({"sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
     ({"per_token_head_scales": True}, "--kv-cache-dtype"),
+    ({"calculated_scales": True}, "--calculate-kv-scales"),
     ({"canonical_layout": True}, "canonical_layout"),
 ]
 

@@ -52,6 +52,7 @@ class Facts:
     weight_transfer: bool = False
     sharing_fast_prefill: bool = False
     per_token_head_scales: bool = False
+    calculated_scales: bool = False
     canonical_layout: bool = False
 
 
@@ -90,6 +91,10 @@ def faults(facts: Facts) -> Iterator[str]:
         (facts.weight_transfer, "--weight-transfer-config: blocks of the former weights would be hits: remove it"),
         (facts.sharing_fast_prefill, "--kv-sharing-fast-prefill: never tested: remove it"),
         (facts.per_token_head_scales, "--kv-cache-dtype with scales per token and head: never tested: use auto"),
+        (
+            facts.calculated_scales,
+            "--calculate-kv-scales: KV bytes would depend on the first prompts of each engine: remove it",
+        ),
         (facts.canonical_layout, "kv_connector_extra_config.canonical_layout: kvpool stores parts by rank: remove it"),
     ):
         if applies:
@@ -133,5 +138,6 @@ def gather(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Facts:
         weight_transfer=vllm_config.weight_transfer_config is not None,
         sharing_fast_prefill=vllm_config.cache_config.kv_sharing_fast_prefill,
         per_token_head_scales=any(spec.kv_quant_mode.is_per_token_head for spec in attention),
+        calculated_scales=getattr(vllm_config.cache_config, "calculate_kv_scales", False),  # gone in vLLM 0.32
         canonical_layout=bool(transfer.kv_connector_extra_config.get("canonical_layout")),
     )
