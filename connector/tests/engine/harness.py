@@ -232,8 +232,8 @@ def assert_right_texts(model: str, said: Sequence[Said], dtype: Dtype, **options
             assert text == alone.text(prompt, split, len(text)), f"the text behind {split} cached tokens"
 
 
-def llm_with(model: str, kvpool: dict[str, Any], **options: Any) -> LLM:
-    """Start vLLM with the connector; see :func:`running`.
+def llm_with(model: str, kvpool: dict[str, Any] | None, **options: Any) -> LLM:
+    """Start vLLM with the connector; see :func:`running`. ``kvpool`` is None where a file has the configuration.
 
     An engine that fails to start leaves the groups of its process behind (``EngineCore`` ends them
     in its ``shutdown`` alone), and the next engine would take them as they are: without a group of
@@ -241,7 +241,8 @@ def llm_with(model: str, kvpool: dict[str, Any], **options: Any) -> LLM:
     """
     transfer = KVTransferConfig(
         kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both",
-        kv_load_failure_policy="recompute", kv_connector_extra_config={"kvpool": kvpool},
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={} if kvpool is None else {"kvpool": kvpool},
     )  # fmt: skip
     try:
         return LLM(model, kv_transfer_config=transfer, **(_SETTINGS | options))

@@ -15,7 +15,7 @@ from vllm import LLM, SamplingParams
 from connector.tests.engine import models
 from connector.tests.engine.harness import TINY, llm_with, running, tokens
 from kvpool_connector.config import ConfigError
-from kvpool_connector.vllm.inert import InertConnector
+from kvpool_connector.vllm.half import DisabledHalf
 from kvpool_connector.vllm.support import Facts, check, faults
 from kvpool_connector.vllm.worker import KVPoolWorker
 from kvpool_connector.worker.null import NullMover
@@ -114,7 +114,7 @@ def test_a_refused_model_stops_the_engine_or_runs_without_the_cache(refused_mode
     llm = llm_with(refused_model, {"tiers": CPU, "on_failure": "continue"}, **TINY)
     try:
         core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]
-        assert isinstance(core.scheduler.connector, InertConnector)
+        assert isinstance(core.scheduler.connector, DisabledHalf)
         assert KVPoolWorker.live is None
         for _ in range(2):
             assert text_of(llm) == (expected, 0)

@@ -340,10 +340,8 @@ def test_a_difference_from_before_a_reset_is_dropped(rig: Make) -> None:
 
 
 @pytest.mark.parametrize("policy", ["write_through", "write_back"])
-def test_a_broken_rank_closes_the_pool_down_until_a_reset(
-    rig: Make, policy: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Lookups miss and stores are refused. Said once."""
+def test_a_broken_rank_closes_the_pool_down_for_good(rig: Make, policy: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Lookups miss and stores are refused. Said once. A reset mends no rank, and the rank does not say it again."""
     it = rig(remote=True, remote_policy=policy)
     it.stored(A, B, C)
     for _ in range(2):
@@ -353,6 +351,17 @@ def test_a_broken_rank_closes_the_pool_down_until_a_reset(
     assert [it.pool.lookup(key, "r") for key in (A, D)] == [MISS, MISS]
     assert it.pool.begin_store([D], "w").keys == ()
     assert it.settle() == []
+    it.pool.reset()
+    it.step()
+    assert (it.pool.broken, it.pool.lookups.exceptional) == ("no memory", True)
+    assert it.pool.begin_store([A], "r").keys == ()
+    assert it.pool.lookup(A, "r") is MISS
+
+
+def test_a_reset_mends_a_difference(rig: Make) -> None:
+    """What differed is gone, so loading and storing begin anew."""
+    it = rig()
+    it.pool.close_down("a difference", "reset")
     it.pool.reset()
     it.step()
     assert (it.pool.broken, it.pool.lookups.exceptional) == ("", False)

@@ -65,6 +65,7 @@ class Pool:
         self.begin_load, self.end_load = self.jobs.begin_load, self.jobs.end_load
         self.begin_store, self.end_store = self.jobs.begin_store, self.jobs.end_store
         self._last_ticket: Ticket = 0
+        self._lost_rank = ""  # why a rank does nothing, for as long as this process lives
         if lower.disk is not None:
             events.stored(Tier.DISK, lower.disk.keys())  # what an earlier process left
 
@@ -103,8 +104,9 @@ class Pool:
         self.counts.update(reports.counts)
         if reports.counts[STORE_SILENT] and self.contents.presence is not None:
             self.contents.presence.doubt()
-        if reports.broken:
-            self.close_down(reports.broken)
+        if reports.broken and not self._lost_rank:
+            self._lost_rank = reports.broken
+            self.close_down(reports.broken, "Mend that and start the engine again")
         if reports:
             self.lookups.waiting.changed()
 
@@ -122,16 +124,17 @@ class Pool:
         """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted, or given to
         other engines."""
         self.counts["verification mismatch"] += count
-        self.close_down(f"verification: {count} recomputed chunks differ from the cached ones")
+        self.close_down(
+            f"verification: {count} recomputed chunks differ from the cached ones",
+            "Resetting the external cache starts anew",
+        )
 
-    def close_down(self, why: str) -> None:
-        """Answer every lookup with a miss and store nothing, until :meth:`reset`. Says so, loudly."""
+    def close_down(self, why: str, way_out: str) -> None:
+        """Answer every lookup with a miss and store nothing, until :meth:`reset` if that can help. Says so, loudly."""
         if not self.broken:
             self.contents.broken, self.lookups.exceptional = why, True
             self.spills.forget_waiting()
-            logger.error(
-                "kvpool loads and stores nothing from now on: %s. Resetting the external cache starts anew", why
-            )
+            logger.error("kvpool loads and stores nothing from now on: %s. %s", why, way_out)
 
     # ---- life cycle --------------------------------------------------------------------------------------
 
@@ -182,7 +185,7 @@ class Pool:
         if self.contents.presence is not None:
             self.contents.presence.forget()
         self.lookups.waiting.changed()
-        self.contents.broken = ""
+        self.contents.broken = self._lost_rank
 
     def close(self) -> None:
         """End the threads of presence and journal."""

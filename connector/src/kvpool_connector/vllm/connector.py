@@ -7,14 +7,9 @@ preemption, fences, resets) is the stock scheduler half.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorRole,
-    KVConnectorTransferResults,
-    KVConnectorWorkerMetadata,
-)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
@@ -23,14 +18,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from vllm.v1.request import RequestStatus
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.transfer import Orders, Reports
+from kvpool_connector.vllm.half import StopOrContinue
 from kvpool_connector.vllm.handover import Role, held_elsewhere, offer, promised
-from kvpool_connector.vllm.inert import StopOrContinue
 from kvpool_connector.vllm.manager import KVPoolManager
+from kvpool_connector.vllm.messages import KVPoolMetadata, KVPoolWorkerMetadata
 from kvpool_connector.vllm.prepare import SPEC, prepare
-from kvpool_connector.vllm.worker import KVPoolWorker
+from kvpool_connector.vllm.spec import KVPoolSpec
+from kvpool_connector.vllm.worker import KVPoolWorker, SecondRegistration, make_disabled_worker
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.forward_context import ForwardContext
@@ -41,27 +38,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = get_logger(__name__)
-
-
-@dataclasses.dataclass
-class KVPoolMetadata(OffloadingConnectorMetadata):
-    """One step's work for the ranks: the stock jobs, and ours."""
-
-    orders: Orders = dataclasses.field(default_factory=Orders)
-
-
-@dataclasses.dataclass
-class KVPoolWorkerMetadata(OffloadingWorkerMetadata):
-    """One rank's output of one step: the stock completions, and what the stock code has no field for."""
-
-    reports: Reports = dataclasses.field(default_factory=Reports)
-
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVPoolWorkerMetadata:
-        """Merge two ranks. The parent's version would build a parent object and lose our field."""
-        assert isinstance(other, KVPoolWorkerMetadata)
-        merged = super().aggregate(other)
-        assert isinstance(merged, OffloadingWorkerMetadata)
-        return KVPoolWorkerMetadata(merged.completed_jobs, merged.transfer_stats, self.reports.merge(other.reports))
 
 
 class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
@@ -78,6 +54,23 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
             self._manager.pool.lookups.others_run = self._others_run
 
     # ---- worker process, main thread ---------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Start this rank's half, or where that fails and ``on_failure`` is "continue", one that fails every job.
+
+        Raises:
+            Exception: what went wrong, where ``on_failure`` is "stop".
+            SecondRegistration: another engine of this process uses the worker, which nothing may replace.
+        """
+        try:
+            super().register_kv_caches(kv_caches)
+        except SecondRegistration:
+            raise
+        except Exception as error:
+            assert self.connector_worker is not None
+            spec = self.connector_worker.spec
+            assert isinstance(spec, KVPoolSpec)
+            self.connector_worker.worker = make_disabled_worker(spec, error)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Called in every step, with or without a forward pass: orders ride along."""

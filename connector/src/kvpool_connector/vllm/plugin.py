@@ -6,14 +6,14 @@ loaded by module path alone is missing.
 
 from __future__ import annotations
 
+import contextlib
+
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
 NAME = "KVPoolConnector"
 
 
 def register() -> None:
-    """Register the connector. vLLM may call this more than once in a process."""
-    try:
-        KVConnectorFactory.get_connector_class_by_name(NAME)
-    except ValueError:
+    """Make kvpool known to vLLM. May be called more than once in a process; the connector itself is not imported."""
+    with contextlib.suppress(ValueError):  # known already
         KVConnectorFactory.register_connector(NAME, "kvpool_connector.vllm", NAME)

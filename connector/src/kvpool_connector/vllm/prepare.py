@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import build_offloading_config
-from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from kvpool_connector import config as kvpool_config
 from kvpool_connector.config import ConfigError, ConnectorConfig
@@ -106,11 +106,10 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     transfer.kv_connector_extra_config = extra
     support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
-    groups = kv_cache_config.kv_cache_groups
-    specs = [group.kv_cache_spec for group in groups]
-    full = all(isinstance(spec, FullAttentionSpec | UniformTypeKVCacheSpecs) for spec in specs)
+    specs = support.group_specs(kv_cache_config)
+    full = all(isinstance(spec, FullAttentionSpec) for spec in specs)
     geometry = offloading.worker_kv_bytes_per_block, [group.tokens_per_block for group in offloading.groups]
-    alone = len(groups) == 1 and full
+    alone = len(specs) == 1 and full
     if found.from_lmcache and config.chunk_tokens is not None:
         chunk_blocks, but = blocks_near_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
         if but:

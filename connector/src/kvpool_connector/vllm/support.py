@@ -10,20 +10,18 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, UniformTypeKVCacheSpecs, iter_layer_specs
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, UniformTypeKVCacheSpecs
 
 from kvpool_connector.config import ConfigError
+from kvpool_connector.vllm.failure import WAY_OUT
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 SPECS = frozenset({"FullAttentionSpec", "SlidingWindowSpec", "MLAAttentionSpec"})
 """Kinds of KV memory, exactly: vLLM derives kinds with other contents from these."""
 SPECULATIVE = frozenset({"ngram"})
-_WAY_OUT = (
-    "remove --kv-transfer-config, or set on_failure: continue in kvpool's configuration, to run without the cache"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +107,41 @@ def check(facts: Facts) -> None:
     """
     found = "; ".join(faults(facts))
     if found:
-        raise ConfigError(f"kvpool does not serve this engine: {found}. Or {_WAY_OUT}")
+        raise ConfigError(f"kvpool does not serve this engine: {found}. Or {WAY_OUT}")
+
+
+def group_specs(kv_cache_config: KVCacheConfig) -> list[KVCacheSpec]:
+    """Return each KV group's kind of memory, the same in the scheduler's process and in a rank's.
+
+    A rank sees all layers of a group whose layers differ; for its scheduler vLLM puts the first
+    layer in their place (`generate_scheduler_kv_cache_config`), and so does this function.
+    """
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    return [spec.first_spec if isinstance(spec, UniformTypeKVCacheSpecs) else spec for spec in specs]
+
+
+def has_mixed_layers(kv_cache_config: KVCacheConfig) -> bool:
+    """Return whether some group has layers of different shapes, as both processes can see it.
+
+    vLLM places layers of one shape together: a group that lies in several places has several shapes.
+    """
+    places = [set(tensor.layers) for tensor in kv_cache_config.kv_cache_tensors]
+    return any(
+        sum(not place.isdisjoint(group.layer_names) for place in places) > 1
+        for group in kv_cache_config.kv_cache_groups
+    )
 
 
 def gather(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Facts:
-    """The facts, from vLLM's configuration."""
+    """Return the facts, from what is the same in the scheduler's process and in each rank's."""
     model, parallel, scheduler = vllm_config.model_config, vllm_config.parallel_config, vllm_config.scheduler_config
     transfer = vllm_config.kv_transfer_config
-    groups = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    layers = [spec for group in groups for spec in iter_layer_specs(group)]
-    attention = [spec for spec in layers if isinstance(spec, AttentionSpec)]
+    groups = group_specs(kv_cache_config)
+    attention = [spec for spec in groups if isinstance(spec, AttentionSpec)]
     assert transfer is not None
     return Facts(
-        kv_specs=frozenset(type(spec).__name__ for spec in layers),
-        mixed_layers=any(isinstance(group, UniformTypeKVCacheSpecs) for group in groups),
+        kv_specs=frozenset(type(spec).__name__ for spec in groups),
+        mixed_layers=has_mixed_layers(kv_cache_config),
         uncached_groups=len(groups) - len(kv_cache_config.prefix_cacheable_group_ids),
         non_causal=any(spec.non_causal for spec in attention if isinstance(spec, FullAttentionSpec)),
         mla=model.use_mla,

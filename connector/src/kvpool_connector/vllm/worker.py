@@ -26,6 +26,10 @@ from kvpool_connector.worker.rows import Parts
 logger = get_logger(__name__)
 
 
+class SecondRegistration(RuntimeError):
+    """KV memory was registered in this process before, by an engine whose worker must be left alone."""
+
+
 class KVPoolWorker(OffloadingWorker):
     """One rank's data plane. Never raises into vLLM, never refuses a job and never reports one as unsuccessful: vLLM
     asserts all three. Faults go out through the mover's reports."""
@@ -33,22 +37,21 @@ class KVPoolWorker(OffloadingWorker):
     live: ClassVar[KVPoolWorker | None] = None
 
     def __init__(self, spec: KVPoolSpec, mover: Mover | NullMover) -> None:
-        """Raises:
-        RuntimeError: a second registration in one process. vLLM keeps one worker connector per process; a second
-            engine's blocks would be copied from the first one's memory.
-        """
         self._identity, self._blocks_per_chunk = spec.identity, spec.blocks_per_chunk
+        self._stops = spec.settings.on_failure == "stop"
         self.mover = mover
         KVPoolWorker.live = self
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         """Queue a store."""
-        self.mover.store(job_id, self._transfer(dst_spec), chunks_of(src_spec, self._blocks_per_chunk))
+        transfer = self._transfer(dst_spec)
+        self.mover.store(job_id, transfer, chunks_of(src_spec, self._blocks_per_chunk))
         return True
 
     def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
         """Queue a load."""
-        self.mover.load(job_id, self._transfer(src_spec), chunks_of(dst_spec, self._blocks_per_chunk))
+        transfer = self._transfer(src_spec)
+        self.mover.load(job_id, transfer, chunks_of(dst_spec, self._blocks_per_chunk))
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -66,30 +69,51 @@ class KVPoolWorker(OffloadingWorker):
             KVPoolWorker.live = None
 
     def _transfer(self, spec: LoadStoreSpec) -> Transfer:
+        """Return the transfer. Called before the mover is: another one may be in its place afterwards.
+
+        Raises:
+            RuntimeError: this rank's configuration or weights are not those of the scheduler's half.
+        """
         assert isinstance(spec, TransferSpec)
-        # Both processes derive the identity from the same configuration; if they ever disagree, every lookup would miss.
-        assert spec.identity == self._identity, f"identity differs between processes: {spec.identity} {self._identity}"
+        if spec.identity != self._identity and isinstance(self.mover, Mover):
+            # Both derive the identity from the same sources, so a file differs between two nodes. No job ran yet.
+            why = (
+                f"identity {self._identity} differs from the scheduler's {spec.identity}: kvpool's configuration, the "
+                "weights and vLLM must be the same on all nodes of an engine"
+            )
+            if self._stops:
+                raise RuntimeError(f"kvpool: {why}")
+            logger.error("kvpool ends on this rank, the engine runs without it: %s", why)
+            self.mover.close()
+            self.mover = NullMover(why)
         return spec.transfer
 
 
 def make_worker(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> KVPoolWorker:
-    """This rank's half, or where that cannot be had and ``on_failure`` is "continue", one that fails every job.
+    """Return this rank's half.
 
     Raises:
         ConfigError: KV memory that the connector cannot copy, a folder that it cannot use.
-        RuntimeError: KV memory was registered in this process before.
+        SecondRegistration: vLLM keeps one worker connector per process; a second engine's blocks would be copied from
+            the first one's memory.
     """
     if KVPoolWorker.live is not None:
-        raise RuntimeError(
+        raise SecondRegistration(
             "kvpool: KV memory was registered in this process before; run each engine in a process of its own"
         )
-    try:
-        return KVPoolWorker(spec, _make_mover(spec, kv_caches))
-    except (ValueError, OSError) as error:
-        if spec.settings.on_failure == "stop":
-            raise
-        logger.error("kvpool cannot start on rank %d, the engine runs without it: %s", spec.config.parallel.rank, error)
-        return KVPoolWorker(spec, NullMover(str(error)))
+    return KVPoolWorker(spec, _make_mover(spec, kv_caches))
+
+
+def make_disabled_worker(spec: KVPoolSpec, error: Exception) -> KVPoolWorker:
+    """Return a half that fails every job, in place of this rank's half that could not start.
+
+    Raises:
+        Exception: ``error``, where ``on_failure`` is "stop".
+    """
+    if spec.settings.on_failure == "stop":
+        raise error
+    logger.error("kvpool cannot start on rank %d, the engine runs without it: %s", spec.config.parallel.rank, error)
+    return KVPoolWorker(spec, NullMover(str(error)))
 
 
 def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
