@@ -17,6 +17,7 @@ NO_CACHING = "--no-enable-prefix-caching"
 CACHING = "--enable-prefix-caching"
 OFFLOADING = "--kv-offloading-size"
 TENSOR_PARALLEL = "--tensor-parallel-size"
+CUMEM = "--enable-cumem-allocator"
 _SHORT = {"-tp": TENSOR_PARALLEL}
 _LEAST = {TRANSFER: len("--kv-t"), HASH_ALGORITHM: len("--prefix-caching-h"), OFFLOADING: len("--kv-offloading-s")}
 """How much of a name makes it unmistakable."""

@@ -25,6 +25,7 @@ class Why(enum.StrEnum):
     UNREADABLE = "UnreadableConnector"
     HASH = "HashAlgorithm"
     CACHING_OFF = "PrefixCachingOff"
+    ALLOCATOR = "ExpandableSegments"
     OWN_CONFIG = "OwnConfiguration"
     TAKEN = "NameTaken"
     NOT_YAML = "NotYAML"

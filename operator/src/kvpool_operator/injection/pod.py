@@ -23,6 +23,9 @@ from kvpool_operator.injection.outcome import Deny, Outcome, Skip, Why
 CONFIG_FILE = f"{connector_config.DIRECTORY}/{connector_config.FILE}"
 ON_FAILURE = "KVPOOL_ON_FAILURE"
 """``continue``: an engine of others starts without the cache rather than not at all."""
+_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+_EXPANDABLE = "expandable_segments:True"
+"""vLLM 0.32 refuses it beside any KV connector (``config/vllm.py``), so the Pod would not start any more."""
 _SEED = "PYTHONHASHSEED"
 _PYTHON_PATH = "PYTHONPATH"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -64,6 +67,8 @@ def _changed(pod: Mapping[str, Any], facts: Facts) -> Json:
     spec = pod["spec"]
     container = spec["containers"][where.index]
     _refuse_taken(spec, container, facts)
+    if where.style is not Style.RAY:  # its connector is in the RayService, and would not find its configuration
+        _refuse_allocator(container)
     changed = _with_arguments(container, where, facts)
     changed = _with_environment(changed, facts)
     changed = _with_mounts(changed, facts)
@@ -98,6 +103,20 @@ def _refuse_taken(spec: Mapping[str, Any], container: Mapping[str, Any], facts: 
         wanted = known.get(volume["name"])
         if wanted is not None and not wanted.keys() <= volume.keys():
             raise Skip(Why.TAKEN, f"the Pod has a volume {volume['name']} of its own: give it another name")
+
+
+def _refuse_allocator(container: Mapping[str, Any]) -> None:
+    """Leave an engine that vLLM would refuse with a connector as it is; see `_EXPANDABLE`.
+
+    A value from elsewhere (``envFrom``, the image) cannot be seen here: the connector's plug-in sees it in the engine.
+    """
+    value = next((one.get("value") for one in container.get("env") or () if one["name"] == _ALLOCATOR), None)
+    if _EXPANDABLE in (value or "") and not flags.has(launch.words(container), flags.CUMEM):
+        raise Skip(
+            Why.ALLOCATOR,
+            f"vLLM does not start with a KV connector and {_ALLOCATOR}={_EXPANDABLE}: take it out of the variable, or add "
+            f"{flags.CUMEM}",
+        )
 
 
 def _with_arguments(container: Mapping[str, Any], where: Launch, facts: Facts) -> Json:

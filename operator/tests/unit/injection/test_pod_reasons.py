@@ -41,6 +41,12 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "UnreadableConnector": (pod(UNREADABLE), "JSON object"),
     "HashAlgorithm": (pod(serve("--prefix_caching_hash_algo", "sha256")), "sha256_cbor"),
     "PrefixCachingOff": (pod(serve("--no-enable-prefix-caching")), "--no-enable-prefix-caching"),
+    "ExpandableSegments": (
+        pod(
+            serve(env=[{"name": "PYTORCH_CUDA_ALLOC_CONF", "value": "expandable_segments:True,max_split_size_mb:128"}])
+        ),
+        "add --enable-cumem-allocator",
+    ),
     "OwnConfiguration": (pod(serve(env=[{"name": "KVPOOL_CONFIG_FILE", "value": "/x"}])), "KVPOOL_CONFIG_FILE"),
     "NameTaken": (pod(serve(volumeMounts=[{"name": "x", "mountPath": "/etc/kvpool/"}])), "/etc/kvpool"),
     "ConnectorPresent": (pod(serve("--kv-offloading-size", "4")), "--kv-offloading-size"),
@@ -57,6 +63,23 @@ def test_a_reason_names_the_fix(case: str) -> None:
     text = reason(body)
     assert text.startswith(case.partition(",")[0] + ": ")
     assert fix in text
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        serve(
+            "--enable-cumem-allocator", env=[{"name": "PYTORCH_CUDA_ALLOC_CONF", "value": "expandable_segments:True"}]
+        ),
+        serve(env=[{"name": "PYTORCH_CUDA_ALLOC_CONF", "value": "expandable_segments:False"}]),
+        serve(env=[{"name": "PYTORCH_ALLOC_CONF", "value": "expandable_segments:True"}]),
+        serve(env=[{"name": "PYTORCH_CUDA_ALLOC_CONF", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]),
+    ],
+    ids=["cumem", "off", "new name", "elsewhere"],
+)
+def test_allocator_settings_that_are_injected(container: dict[str, Any]) -> None:
+    """vLLM takes the first three; the last one cannot be seen here."""
+    assert "kvpool.dev/skip-reason" not in changed(pod(container))["metadata"]["annotations"]
 
 
 def test_a_volume_of_ours_that_is_somebody_elses() -> None:
