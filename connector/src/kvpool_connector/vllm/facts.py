@@ -46,7 +46,7 @@ def engine_facts(vllm_config: VllmConfig, config: ConnectorConfig) -> dict[str, 
         "format": VERSION,
         "kv_abi": kv_abi(vllm.__version__) or vllm.__version__,
         "tenant": config.tenant,
-        "weights": _weights(model, config.model_revision),
+        "weights": _weights(model, config.model_revision, vllm_config.load_config.download_dir),
         "configuration": _configuration(model),
         "settings": _settings(vllm_config),
         "length": _length(model),
@@ -99,7 +99,7 @@ def _hash_seed(vllm_config: VllmConfig) -> str:
     return hashlib.sha256(seed.encode()).hexdigest()[:16]
 
 
-def _weights(model: ModelConfig, revision: str | None) -> str:
+def _weights(model: ModelConfig, revision: str | None, download_dir: str | None) -> str:
     path = Path(model.model)
     if revision is not None:
         return f"{path.name if path.is_absolute() else model.model}@{revision}"
@@ -110,9 +110,8 @@ def _weights(model: ModelConfig, revision: str | None) -> str:
             raise ConfigError(f"model_revision: {error}; or name the weights' revision there") from None
     try:
         # The weights are on this machine already; the folder's name in the hub's cache is the immutable commit.
-        return (
-            f"{model.model}@{Path(snapshot_download(model.model, revision=model.revision, local_files_only=True)).name}"
-        )
+        folder = snapshot_download(model.model, revision=model.revision, local_files_only=True, cache_dir=download_dir)
+        return f"{model.model}@{Path(folder).name}"
     except Exception as error:
         raise ConfigError(
             f"model_revision: the weights of {model.model!r} cannot be identified ({error}); name their revision there"
