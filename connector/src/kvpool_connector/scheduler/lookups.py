@@ -19,6 +19,7 @@ from kvpool_connector.transfer import Probe, Tier
 
 MAX_FAILED_LOADS = 2
 """After so many failed loads a request is computed. Ends the loop of lookup, load, failure, lookup."""
+ALL_TIERS = frozenset(Tier)
 _REMOTE = -1
 """In place of a slab's slot: the bytes come from the remote store."""
 
@@ -46,6 +47,7 @@ class Lookups:
         self.reserved: dict[int, int] = {}
         """This step's promises: where the bytes of an empty slot are, a slot of the slab or the remote store."""
         self.failed_loads: Counter[str] = Counter()
+        self._tiers: dict[str, frozenset[Tier]] = {}  # of requests that may load from some only
         self.waiting = WaitingRequests()
         self._checked = False  # for answers, in this step
         self.others_run: Callable[[], bool] = lambda: False
@@ -58,6 +60,15 @@ class Lookups:
         """The next lookups are of a request that has so many chunks beyond those on the device."""
         self._scanned_to = len(self.promised) + chunks
 
+    def restrict(self, req_id: str, tiers: frozenset[Tier]) -> None:
+        """A new request may load from these tiers only."""
+        self._tiers[req_id] = tiers
+        self.exceptional = True
+
+    def allows(self, req_id: str, tier: Tier) -> bool:
+        """Return whether the request may load from the tier."""
+        return tier in self._tiers.get(req_id, ALL_TIERS)
+
     def lookup(self, key: Key, req_id: str) -> Lookup:
         """HIT promises a slot until the end of this scheduling step, because a load that follows cannot be refused.
 
@@ -67,8 +78,11 @@ class Lookups:
         if self.exceptional and (answer := self._exception(key, req_id)) is not None:
             return answer
         slot = self._find(key)
+        tiers = self._tiers.get(req_id, ALL_TIERS) if self._tiers else ALL_TIERS
         if slot is None:
-            answer = self._lookup_lower(key)
+            answer = self._lookup_lower(key, tiers)
+        elif tiers is not ALL_TIERS and self.tier_of(key) not in tiers:
+            return Lookup.MISS
         elif self._good[slot]:
             if self._verification is not None and self._verification.picks(req_id):
                 return Lookup.MISS
@@ -103,6 +117,7 @@ class Lookups:
     def forget(self, req_id: str) -> None:
         """The request is finished."""
         self.failed_loads.pop(req_id, None)
+        self._tiers.pop(req_id, None)
         self.waiting.forget(req_id)
         if self._verification is not None:
             self._verification.forget(req_id)
@@ -112,7 +127,9 @@ class Lookups:
         self._index.end_step()
         self.reserved.clear()
         self.promised.clear()
-        self.exceptional = bool(self.waiting or self.failed_loads or self._contents.broken or self._verification)
+        self.exceptional = bool(
+            self.waiting or self.failed_loads or self._tiers or self._contents.broken or self._verification
+        )
         self.waiting.next_step()
         self._checked, self._others_run = False, None
         if self._contents.disk is not None:
@@ -133,8 +150,9 @@ class Lookups:
         retry = self.waiting.cut_short(req_id, key[-4:])
         return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
 
-    def _lookup_lower(self, key: Key) -> Lookup:
-        disk, presence = self._contents.disk, self._contents.presence
+    def _lookup_lower(self, key: Key, tiers: frozenset[Tier]) -> Lookup:
+        disk = self._contents.disk if Tier.DISK in tiers else None
+        presence = self._contents.presence if Tier.REMOTE in tiers else None
         if disk is not None and (disk_slot := disk.find(key)) is not None:
             answer = self._admit(Tier.DISK, key, disk_slot)
             if answer is not Lookup.MISS:

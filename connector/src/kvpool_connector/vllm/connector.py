@@ -20,6 +20,7 @@ from vllm.v1.request import RequestStatus
 from kvpool_connector.log import get_logger
 from kvpool_connector.vllm.half import StopOrContinue
 from kvpool_connector.vllm.handover import Role, held_elsewhere, offer, promised
+from kvpool_connector.vllm.keys import covered
 from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.messages import KVPoolMetadata, KVPoolWorkerMetadata
 from kvpool_connector.vllm.prepare import SPEC, prepare
@@ -97,8 +98,11 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
     # ---- scheduler process, scheduler thread -------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
-        """Have the files of the request's adapter checked, which its keys depend on."""
+        """Leave out a request that its keys do not describe, and have the files of an adapter checked,
+        which its keys depend on."""
         super().on_new_request(request)
+        if not covered(request, self._vllm_config.model_config.dtype):
+            self._manager.leave_out(request.request_id)
         if request.lora_request is not None:
             context = self.scheduler._req_status[request.request_id].req_context
             context.set_state(self._manager.adapters.check(request.lora_request.lora_path))
@@ -111,7 +115,10 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         self._manager.log.scheduled(request.request_id, num_external_tokens, on_device, request.num_prompt_tokens)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """The stock answer, with two exceptions that concern prefill and decode; see :mod:`kvpool_connector.vllm.handover`."""
+        """The stock answer but for requests that are left out, and with two exceptions that concern prefill and decode, see
+        :mod:`kvpool_connector.vllm.handover`."""
+        if not self._manager.serves(request.request_id):
+            return 0, False
         self._manager.scan_begins(request.num_tokens - num_computed_tokens)
         tokens, loads = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params

@@ -23,7 +23,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.scheduler.lookups import ALL_TIERS, Lookup
 from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.adapters import AdapterCheck, Adapters
@@ -94,6 +94,7 @@ class KVPoolManager(OffloadingManager):
         self.adapters = Adapters()
         self.lookup = fast_lookup(self.pool, self.adapters)  # type: ignore[method-assign, assignment]
         self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
+        self._unkeyed: set[str] = set()  # requests whose keys don't cover their content
         self._chunk_tokens = spec.chunk_tokens
         self.shape = Shape(spec.chunk_tokens, spec.chunk_parts, spec.identity)
         self._stats_at = 0.0
@@ -124,12 +125,29 @@ class KVPoolManager(OffloadingManager):
         self.log.load_ended(req_context.req_id, complete=complete)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        """REQUEST_LEVEL: every chunk is offered to `prepare_store`, so what failed to load is stored again."""
+        """REQUEST_LEVEL: every chunk is offered to `prepare_store`, so what failed to load is stored again.
+
+        A request's ``kv_load_tiers`` counts for memory, too, which vLLM's own manager leaves out.
+        """
+        allows = req_context.load_tier_filter.allows
+        tiers = frozenset(tier for tier, place in _MEDIA.items() if allows(*place))
+        if tiers != ALL_TIERS:
+            self.pool.lookups.restrict(req_context.req_id, tiers)
         return RequestOffloadingContext(policy=OffloadPolicy.REQUEST_LEVEL)
+
+    def leave_out(self, req_id: str) -> None:
+        """Called by the connector for a new request whose keys don't cover its content: nothing of it is stored."""
+        self._unkeyed.add(req_id)
+        self.pool.counts["request left out"] += 1
+
+    def serves(self, req_id: str) -> bool:
+        """Return whether the cache may be asked for the request at all."""
+        return req_id not in self._unkeyed
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         """See :meth:`Jobs.begin_store`. A decode engine keeps nothing of what it computes."""
-        stock = list(keys) if self.role.stores else []
+        stores = self.role.stores and req_context.req_id not in self._unkeyed
+        stock = list(keys) if stores else []
         own = self._keys(stock, req_context)
         stock_of = dict(zip(own, stock, strict=False))  # no own keys: an adapter whose files are not known
         transfer = self.pool.begin_store(own, req_context.req_id)
@@ -157,6 +175,8 @@ class KVPoolManager(OffloadingManager):
         """Called by the connector after a lookup: whether the request shall wait for tokens that its prefill engine is
         writing to the store, and look again in the next step."""
         if missing <= 0 or self.role is not Role.CONSUMER or self.pool.broken or not self.pool.store_reachable:
+            return False
+        if not self.pool.lookups.allows(req_id, Tier.REMOTE):
             return False
         late = self._awaited.late
         waits = self._awaited.waits(req_id)
@@ -187,6 +207,7 @@ class KVPoolManager(OffloadingManager):
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         """See :meth:`Pool.forget_request`."""
+        self._unkeyed.discard(req_context.req_id)
         self.pool.forget_request(req_context.req_id)
         self.log.finished(req_context.req_id)
         self._awaited.forget(req_context.req_id)
