@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pipeline_parallel": 2}, "--pipeline-parallel-size 2"),
     ({"prefill_context_parallel": 2}, "--prefill-context-parallel-size 2"),
     ({"decode_context_parallel": 2}, "--decode-context-parallel-size 2"),
-    ({"data_parallel": 2}, "--data-parallel-size 2"),
+    ({"data_parallel": 2}, "--data-parallel-size with a model of experts 2"),
     ({"speculative": "eagle"}, "speculative decoding by 'eagle'"),
     ({"runner": "pooling"}, "--runner pooling"),
     ({"sleep_mode": True}, "--enable-sleep-mode"),

@@ -19,6 +19,7 @@ from kvpool_connector.vllm.chunks import blocks_near_chunk, blocks_per_chunk
 from kvpool_connector.vllm.facts import engine_facts, hash_seed
 from kvpool_connector.vllm.handover import Role
 from kvpool_connector.vllm.kv_abi import KV_ABI, kv_abi
+from kvpool_connector.vllm.sharing import share_of, shared_out
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
 
 if TYPE_CHECKING:
@@ -79,7 +80,15 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
     extra.pop("blocks_per_chunk", None)  # ours, from an earlier call: vLLM builds two connectors from one configuration
     ranks = vllm_config.parallel_config.world_size
     found = kvpool_config.find(extra, ranks=ranks)
-    config, said = found.config, list(found.lines)
+    share = share_of(vllm_config)
+    config = shared_out(found.config, share, sizes=not found.from_lmcache)
+    said = list(found.lines)
+    if share.engines > 1 and not found.from_lmcache:
+        said.append(
+            Line(
+                f"data-parallel engine {share.index} of {share.engines}: 1/{share.local} of the tiers' sizes is its own"
+            )
+        )
     config, remarks = reconsidered(config, vllm_config.cache_config.prefix_caching_hash_algo)
     said += remarks
     if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:

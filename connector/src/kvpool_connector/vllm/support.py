@@ -63,7 +63,7 @@ def faults(facts: Facts) -> Iterator[str]:
         (facts.pipeline_parallel, "--pipeline-parallel-size"),
         (facts.prefill_context_parallel, "--prefill-context-parallel-size"),
         (facts.decode_context_parallel, "--decode-context-parallel-size"),
-        (facts.data_parallel, "--data-parallel-size"),
+        (facts.data_parallel, "--data-parallel-size with a model of experts"),
     ):
         if value > 1:
             yield f"{option} {value}: never seen to work: use 1"
