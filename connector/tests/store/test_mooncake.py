@@ -18,6 +18,7 @@ from kvpool_connector.config import ConfigError, MooncakeRemote
 from kvpool_connector.stores import Breaker
 from kvpool_connector.stores.factory import make_store
 from kvpool_connector.stores.mooncake import MooncakeStore
+from kvpool_connector.stores.native import HANG_S
 from testkit.mooncake import OVERLAY, MooncakePool, make_importable
 from testkit.patience import promptly
 from testkit.servers import wait_until
@@ -75,8 +76,8 @@ def test_one_process_that_hangs(stopped: str, own_server: MooncakePool, connect:
     assert loan
     assert loan.positions == range(1)
     loan.then(returned.set)
-    with promptly(0.5):
-        for _ in range(5):  # an earlier call has not returned: nobody waits for it again
+    with promptly(HANG_S + 0.5):
+        for _ in range(5):  # an earlier call has not returned: once it is seen to hang, nobody waits for it again
             assert store.get_into([b"a"], [other], soon(5))[0] in (TIMEOUT, FAILED)
             assert store.lent is None
             assert store.put_from([b"b"], [other], soon(5))[0] in (TIMEOUT, FAILED)

@@ -14,9 +14,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from kvpool_connector.config import RemoteStore
-from kvpool_connector.stores import Breaker, Memory, Outcome
+from kvpool_connector.stores import Breaker, Memory, Outcome, native
 from kvpool_connector.stores.factory import most_lent
-from kvpool_connector.stores.native import MOST_KEYS, NativeStore
+from kvpool_connector.stores.native import HANG_S, MOST_KEYS, NativeStore
 from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import wait_until
 
@@ -64,6 +64,9 @@ class Store(NativeStore):
         self.registers = 0
         """The code that it gets."""
         self.left = 0
+
+    def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        return self._ask(lambda native: [0] * len(keys), len(keys), self._change, deadline)
 
     def _join(self) -> Any:
         return self.client
@@ -184,7 +187,7 @@ def test_a_read_that_is_given_up_lends_its_buffers(store: Store) -> None:
     loan.then(returned.set)
     store._breaker._probe_at = 0  # it lets one call through
     later = buffers(20, 6)
-    with promptly(0.5):
+    with promptly(HANG_S + 0.5):
         assert set(store.get_into(keys, later, soon())) <= {TIMEOUT, FAILED}
         assert store.lent is None
         assert set(store.put_from(keys, rows, soon())) <= {TIMEOUT, FAILED}
@@ -212,6 +215,38 @@ def test_a_write_that_is_given_up_lends_its_buffers(store: Store) -> None:
     go.set()
     assert returned.wait(PATIENCE_S)
     wait_until("nothing is lent", lambda: store.lent is None)
+
+
+def closed(store: Store) -> bool:
+    """Whether calls go through."""
+    return store._breaker.closed
+
+
+def test_a_call_with_little_time_is_no_fault_of_the_store(store: Store) -> None:
+    """It is given up, and goes on. Whoever comes next waits for its end, and finds a store that works."""
+    keys, rows = values(2)
+    slow = threading.Event()
+    store.client.before = lambda call: slow.wait(0.3)  # type: ignore[method-assign,assignment]
+    assert store.put_from(keys, rows, soon(0.05)) == [TIMEOUT] * 2
+    assert closed(store)
+    assert store.put_from(keys, rows, soon(0.01)) == [TIMEOUT] * 2  # not waited for
+    assert closed(store)
+    assert store.put_from(keys, rows, soon()) == [HIT] * 2
+
+
+def test_a_call_that_hangs_is_a_fault_of_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time was up long before. It is not waited for any more, and others are spared the wait."""
+    monkeypatch.setattr(native, "HANG_S", 0.2)
+    keys, rows = values(1)
+    go = threading.Event()
+    store.client.before = lambda call: go.wait(30)  # type: ignore[method-assign,assignment]
+    assert store.put_from(keys, rows, soon(0.05)) == [TIMEOUT]
+    assert closed(store)
+    with promptly(0.4):
+        assert store.put_from(keys, rows, soon()) == [TIMEOUT]
+    assert not closed(store)
+    go.set()
+    wait_until("it is used again", lambda: store.put_from(keys, rows, soon()) == [HIT])
 
 
 def test_a_question_that_is_given_up_lends_nothing(store: Store) -> None:

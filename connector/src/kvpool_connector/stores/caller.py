@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kvpool_connector import threads
 
@@ -23,11 +23,21 @@ class Call(Generic[T]):
 
     def __init__(self, function: Callable[[], T], idle: threading.Event) -> None:
         self._function, self._idle = function, idle
+        self.began = time.monotonic()
         self._results: list[T] = []
         self._errors: list[BaseException] = []
         self._lock = threading.Lock()  # guards the next two
         self._returned = False
         self._after: list[Callable[[], object]] = []
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def ends(self, deadline: float) -> bool:
+        """Wait for the call's end until the deadline, and return whether it came."""
+        return self._idle.wait(max(deadline - time.monotonic(), 0))
 
     def run(self) -> None:
         """On the thread for calls."""
@@ -47,7 +57,7 @@ class Call(Generic[T]):
         Raises:
             TimeoutError: no result by the deadline. The function may still run.
         """
-        if not self._idle.wait(max(deadline - time.monotonic(), 0)):
+        if not self.ends(deadline):
             raise TimeoutError
         if self._errors:
             raise self._errors[0]
@@ -70,11 +80,17 @@ class Caller:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._idle = threading.Event()
         self._idle.set()
+        self._last: Call[Any] | None = None
 
     @property
     def busy(self) -> bool:
         """A call runs, perhaps one that was given up, and may use all that it was given."""
         return not self._idle.is_set()
+
+    @property
+    def running(self) -> Call[Any] | None:
+        """The call that runs, if one does."""
+        return self._last if self.busy else None
 
     def begin(self, function: Callable[[], T]) -> Call[T]:
         """Start a call.
@@ -88,7 +104,7 @@ class Caller:
             self._tasks = queue.SimpleQueue()
             threads.start(self._name, functools.partial(_serve, self._tasks))
         self._idle.clear()
-        call = Call(function, self._idle)
+        call = self._last = Call(function, self._idle)
         self._tasks.put(call.run)
         return call
 

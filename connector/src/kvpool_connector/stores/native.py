@@ -24,6 +24,9 @@ logger = get_logger(__name__)
 MOST_KEYS = 128
 """Of one call. Over TCP, Mooncake makes a connection for each value, and some thousand are more than a process may have."""
 _CLOSE_S = 2.0
+HANG_S = 1.0
+"""A call that has not returned for so long hangs, and the store is left alone for a while. One that was
+given up earlier says nothing about the store: the caller had little time."""
 
 Codes = Callable[[Any], Sequence[int]]
 """Makes one call of the client, which it is given; returns a code for each key."""
@@ -185,7 +188,8 @@ class NativeStore(abc.ABC):
         except TimeoutError:
             if start is not None:
                 self._lent = Loan(range(start, start + len(sizes)), call.then)
-            self._fault("no answer in time")
+            if call.age_s >= HANG_S:
+                self._fault(f"no answer for {HANG_S:g} s")
             return [Outcome.TIMEOUT] * len(sizes), False
         except (OSError, RuntimeError) as fault:  # of ours; of the binding
             self._fault(str(fault))
@@ -204,10 +208,13 @@ class NativeStore(abc.ABC):
             return Outcome.TIMEOUT
         if not self._breaker.allow():
             return Outcome.FAILED
-        if self._caller.busy:
-            self._fault("an earlier call has not returned")
-            return Outcome.TIMEOUT
-        return None
+        if (earlier := self._caller.running) is None:
+            return None
+        if earlier.ends(min(deadline, earlier.began + HANG_S)):
+            return None
+        if earlier.age_s >= HANG_S:
+            self._fault(f"an earlier call has not returned for {earlier.age_s:.0f} s")
+        return Outcome.TIMEOUT
 
     def _fault(self, what: str) -> None:
         if self._breaker.failed():
