@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from kvpool_connector.stores import Loan, Outcome
+from kvpool_connector.stores.base import all_there
 
 
 class FakePresence:
@@ -78,6 +80,9 @@ class FakeStore:
     def __init__(self, data: dict[bytes, bytes]) -> None:
         self.data = data
         self.generation = 1
+        self.errors: Counter[str] = Counter()
+        self.touched: list[bytes] = []
+        """Names that were asked about with ``touch``."""
         self.outcome: Outcome | None = None
         """Instead of answering."""
         self.before: Callable[[str], object] = lambda verb: None
@@ -91,6 +96,11 @@ class FakeStore:
 
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         return self._each("exists", keys, lambda i: Outcome.HIT if keys[i] in self.data else Outcome.MISS)
+
+    def exists_all(self, groups: Sequence[Sequence[bytes]], deadline: float, *, touch: bool = False) -> list[Outcome]:
+        if touch:
+            self.touched += [name for names in groups for name in names]
+        return all_there(groups, lambda names: self.exists(names, deadline))
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         def get(i: int) -> Outcome:

@@ -87,6 +87,24 @@ def test_a_write_puts_what_is_absent(rig: Rig) -> None:
     assert rig.wait() == [(7, set())]
     assert rig.writer.called("put") == [[NAMES[0], NAMES[2]]]
     assert rig.counts == {"put hit": 2}
+    assert rig.writer.touched == NAMES  # what another engine put is used by this one, too
+
+
+def test_what_the_store_refuses_is_counted(rig: Rig) -> None:
+    """By both connections, under the server's word for it."""
+    for store, word in ((rig.reader, "store refused LOADING"), (rig.writer, "store refused OOM")):
+        store.before = lambda verb, store=store, word=word: store.errors.update([word])  # type: ignore[misc]
+    rig.remote.write(7, NAMES[:1], PARTS[:1])
+    assert rig.wait() == [(7, set())]
+    done = threading.Event()
+
+    def read() -> None:
+        rig.remote.get(NAMES[:1], PARTS[:1], soon())
+        done.set()
+
+    rig.remote.read_lane.run(read)
+    assert done.wait(PATIENCE_S)
+    assert rig.counts == {"put hit": 1, "get hit": 1, "store refused LOADING": 1, "store refused OOM": 2}
 
 
 def test_an_unanswered_question_is_not_followed_by_a_put(rig: Rig) -> None:

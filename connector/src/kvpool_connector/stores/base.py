@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -54,8 +55,19 @@ class Store(Protocol):
     def generation(self) -> int:
         """How often a connection was made: a change means that the server may have lost its content."""
 
+    @property
+    def errors(self) -> Counter[str]:
+        """What the server refused, by kind, in the words of metrics. The owner takes and clears it, on the store's thread."""
+
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         """HIT or MISS for each key, or why that could not be found out."""
+
+    def exists_all(self, groups: Sequence[Sequence[bytes]], deadline: float, *, touch: bool = False) -> list[Outcome]:
+        """For each group of names: HIT if all of them are there, MISS if one is absent, or why that could not be found out.
+
+        Args:
+            touch: tell the store, too, that they are used, where it evicts by use and a question does not count as one.
+        """
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """Read each value into its buffer. HIT: the buffer was filled by a value of exactly its length.
@@ -74,3 +86,15 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Drop the connection. A later call makes a new one."""
+
+
+def all_there(groups: Sequence[Sequence[bytes]], exists: Callable[[list[bytes]], list[Outcome]]) -> list[Outcome]:
+    """`Store.exists_all` of a store that answers about single names, asked in one call."""
+    outcomes = iter(exists([name for names in groups for name in names]))
+    return [_of_all([next(outcomes) for _ in names]) for names in groups]
+
+
+def _of_all(outcomes: Sequence[Outcome]) -> Outcome:
+    if Outcome.MISS in outcomes:
+        return Outcome.MISS
+    return next((outcome for outcome in outcomes if outcome is not Outcome.HIT), Outcome.HIT)

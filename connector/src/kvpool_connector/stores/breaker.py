@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from kvpool_connector.stores.backoff import Backoff
+
 
 class Breaker:
     """Shared by the lanes of one process that talk to one store; every method may be called from any thread."""
@@ -28,6 +30,9 @@ class Breaker:
         self._delay_s = first_s
         self._closed = True
         self._probe_at = 0.0
+        self._elsewhere = Backoff()
+        self.moves = 0
+        """Rises when all connections are to be made anew: their address may lead to another server now."""
 
     @property
     def closed(self) -> bool:
@@ -44,6 +49,12 @@ class Breaker:
                 return False
             self._probe_at = now + self._delay_s  # the next probe, should this caller never report
             return True
+
+    def elsewhere(self) -> None:
+        """A server answered that is not, or not any more, the one to talk to. Connections are made anew at growing intervals
+        while that goes on."""
+        with self._lock:
+            self.moves += self._elsewhere.due(self._clock())
 
     def succeeded(self) -> bool:
         """The store answered. Returns True if that closed the breaker."""

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 
 from kvpool_connector.config import LMCacheRemote
-from kvpool_connector.stores.base import Outcome
+from kvpool_connector.stores.base import Outcome, all_there
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.connection import Buffer, Closed, Connection, ProtocolDoubt
 from kvpool_connector.stores.stream import StreamStore, Unreadable
@@ -69,6 +69,10 @@ class LMCacheStore(StreamStore):
             Outcome.MISS if outcome is Outcome.HIT and key in self._replaceable else outcome
             for key, outcome in zip(keys, outcomes, strict=True)
         ]
+
+    def exists_all(self, groups: Sequence[Sequence[bytes]], deadline: float, *, touch: bool = False) -> list[Outcome]:
+        """The protocol knows no question about several keys, and the server evicts nothing."""
+        return all_there(groups, lambda names: self.exists(names, deadline))
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """Read each value straight into its buffer."""

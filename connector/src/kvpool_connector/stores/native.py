@@ -10,11 +10,12 @@ from __future__ import annotations
 import abc
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores.base import Loan, Outcome
+from kvpool_connector.stores.base import Loan, Outcome, all_there
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.caller import Caller
 from kvpool_connector.stores.memory import Memory, address_of
@@ -56,6 +57,12 @@ class NativeStore(abc.ABC):
         self._native: Any = None
         self._generation = 0
         self._lent: Loan | None = None
+        self.errors: Counter[str] = Counter()
+        """See `Store`. These clients say numbers, and a number that is a refusal is FAILED."""
+
+    @abc.abstractmethod
+    def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
+        """See `Store`."""
 
     @abc.abstractmethod
     def _join(self) -> Any:
@@ -100,6 +107,10 @@ class NativeStore(abc.ABC):
     def lent(self) -> Loan | None:
         """What the call that was given up in the last batch was given; nothing once it has returned."""
         return self._lent if self._caller.busy else None
+
+    def exists_all(self, groups: Sequence[Sequence[bytes]], deadline: float, *, touch: bool = False) -> list[Outcome]:
+        """One call for all names. Asking is using, as far as is known of these stores."""
+        return all_there(groups, lambda names: self.exists(names, deadline))
 
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """A few at a time: no more are ever lent."""

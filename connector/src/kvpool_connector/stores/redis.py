@@ -6,19 +6,22 @@ retries, so that a stopped server holds a call for 25 s (docs/adr/0003-own-resp-
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from kvpool_connector.config import RedisRemote
-from kvpool_connector.stores.base import Outcome
+from kvpool_connector.log import get_logger
+from kvpool_connector.stores.base import Outcome, all_there
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.connection import Buffer, Connection
-from kvpool_connector.stores.resp import bulk, bulk_into, command, expect_status, log_in, one_of
+from kvpool_connector.stores.refusals import Spells, refusal_of, words_of
+from kvpool_connector.stores.resp import bulk, bulk_into, command, count_of, expect_status, log_in, one_of
 from kvpool_connector.stores.sentinel import Sentinels, assert_primary
 from kvpool_connector.stores.stream import StreamStore
 
 _QUESTION_COST = 128
-_ELSEWHERE = (b"-READONLY", b"-LOADING", b"-MASTERDOWN")
-"""What a server says that is not, or not any more, or not yet the primary: redis/src/server.c, ``processCommand``."""
+
+logger = get_logger(__name__)
 
 
 class RedisStore(StreamStore):
@@ -29,7 +32,8 @@ class RedisStore(StreamStore):
         self._config = config
         group = config.sentinel
         self._sentinels = None if group is None else Sentinels(group, self._stall_s)
-        self._elsewhere = False
+        self._spells = Spells()
+        self._together = self._touches = True  # until the server says that it cannot
         self._expiry = b"" if config.ttl_s is None else b"$2\r\nEX\r\n" + bulk(b"%d" % config.ttl_s)
         self._set = b"*%d\r\n$3\r\nSET\r\n" % (3 if config.ttl_s is None else 5)
 
@@ -37,12 +41,48 @@ class RedisStore(StreamStore):
         """Ask for presence, one verdict per key."""
         return self._questions(b"EXISTS", keys, deadline)
 
+    def exists_all(self, groups: Sequence[Sequence[bytes]], deadline: float, *, touch: bool = False) -> list[Outcome]:
+        """One command for each group, which counts the names that are there. TOUCH counts in the same way."""
+        verb = b"TOUCH" if touch and self._touches else b"EXISTS"
+        if not self._together:
+            return all_there(groups, lambda names: self._questions(verb, names, deadline))
+
+        def reply(connection: Connection, i: int) -> Outcome:
+            outcome, line = count_of(connection, len(groups[i]), deadline)
+            if outcome is not Outcome.FAILED:
+                return outcome
+            if line.startswith(b"-CROSSSLOT"):  # cluster mode: names of one command must lie in one slot
+                self._together = False
+            elif verb == b"TOUCH" and line.startswith((b"-NOPERM", b"-ERR")):  # not allowed, or not known
+                self._touches = False
+            else:
+                self._refused(line)
+            return outcome
+
+        outcomes = self._batch(
+            len(groups),
+            lambda i: [command(verb, *groups[i])],
+            reply,
+            lambda i: _QUESTION_COST * len(groups[i]),
+            deadline,
+        )
+        if not self._together or (verb == b"TOUCH" and not self._touches):
+            return self.exists_all(groups, deadline, touch=touch)
+        return outcomes
+
     def get_into(self, keys: Sequence[bytes], buffers: Sequence[memoryview], deadline: float) -> list[Outcome]:
         """Read each value straight into its buffer."""
+
+        def value(connection: Connection, i: int) -> Outcome:
+            outcome, line = bulk_into(connection, buffers[i], deadline)
+            if outcome is Outcome.FAILED:
+                self._refused(line)
+            return outcome
+
         return self._batch(
             len(keys),
             lambda i: [command(b"GET", keys[i])],
-            lambda connection, i: bulk_into(connection, buffers[i], deadline),
+            value,
             lambda i: len(buffers[i]),
             deadline,
         )
@@ -76,16 +116,26 @@ class RedisStore(StreamStore):
     def _one_of(self, expected: dict[bytes, Outcome], deadline: float) -> Callable[[Connection, int], Outcome]:
         def reply(connection: Connection, _: int) -> Outcome:
             outcome, line = one_of(connection, expected, deadline)
-            self._elsewhere |= line.startswith(_ELSEWHERE)
+            if outcome is Outcome.FAILED:
+                self._refused(line)
             return outcome
 
         return reply
 
-    def _connected(self, deadline: float) -> Connection:
-        if self._elsewhere and self._sentinels is not None:
-            self.close()  # the sentinels know by now who the primary is, or will
-        self._elsewhere = False
-        return super()._connected(deadline)
+    def _refused(self, line: bytes) -> None:
+        """An error reply: counted, told once, and answered by a new connection where that may help."""
+        refusal = refusal_of(line)
+        self.errors[refusal.event] += 1
+        if refusal.elsewhere:
+            self._breaker.elsewhere()
+        if self._spells.begins(refusal.word, time.monotonic()):
+            logger.warning(
+                "%s refuses: %s. While it does, %s: %s",
+                self._where,
+                words_of(line),
+                refusal.consequence,
+                refusal.advice,
+            )
 
     def _dial(self, deadline: float) -> Connection:
         if self._sentinels is not None:

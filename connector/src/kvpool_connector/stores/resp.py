@@ -40,20 +40,30 @@ def one_of(connection: Connection, expected: Mapping[bytes, Outcome], deadline: 
     return expected[line], line
 
 
-def bulk_into(connection: Connection, view: memoryview, deadline: float) -> Outcome:
-    """A value, into the view if it has the view's length."""
+def count_of(connection: Connection, most: int, deadline: float) -> tuple[Outcome, bytes]:
+    """A number of things of which there are ``most``, and the line. HIT: all; MISS: fewer."""
+    line = connection.line(deadline)
+    if line[:1] == b"-":
+        return Outcome.FAILED, line
+    if line[:1] != b":" or not line[1:].isdigit() or int(line[1:]) > most:
+        raise ProtocolDoubt(f"unexpected reply {line[:20]!r}")
+    return Outcome.HIT if int(line[1:]) == most else Outcome.MISS, line
+
+
+def bulk_into(connection: Connection, view: memoryview, deadline: float) -> tuple[Outcome, bytes]:
+    """A value, into the view if it has the view's length, and the line before it."""
     line = connection.line(deadline)
     if line == b"$-1":
-        return Outcome.MISS
+        return Outcome.MISS, line
     if line[:1] == b"-":
-        return Outcome.FAILED
+        return Outcome.FAILED, line
     length = _length(line, b"$")
     if length == len(view):
         connection.fill(view, deadline)
     else:
         connection.skip(length, deadline)
     _end(connection, deadline)
-    return Outcome.HIT if length == len(view) else Outcome.CORRUPT
+    return Outcome.HIT if length == len(view) else Outcome.CORRUPT, line
 
 
 def call(connection: Connection, words: Sequence[bytes], deadline: float) -> Value:
@@ -131,4 +141,5 @@ def _refusal(line: bytes, words: Sequence[bytes]) -> Refused:
     text = line[1:]
     if words[0] == b"AUTH" and words[-1][:4] in text:
         text = text.split(b" ")[0]
-    return Refused(f"{words[0].decode()} refused: {text.decode(errors='replace')}")
+    word = line[1:].split(b" ", 1)[0].decode(errors="replace")
+    return Refused(f"{words[0].decode()} refused: {text.decode(errors='replace')}", word)

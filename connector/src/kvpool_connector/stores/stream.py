@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.stores.base import Loan, Outcome
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.connection import Buffer, Connection, Late, ProtocolDoubt, Stalled
+from kvpool_connector.stores.refusals import event_of
 
 logger = get_logger(__name__)
 
@@ -33,6 +35,13 @@ WINDOW_REQUESTS = 256
 
 class Refused(Exception):
     """The server answered, and is not to be used. The text holds no secret."""
+
+    def __init__(self, text: str, word: str = "") -> None:
+        """Args:
+        word: the server's own word for the kind of its error, if it was one.
+        """
+        super().__init__(text)
+        self.word = word
 
 
 class Unreadable(Exception):
@@ -55,6 +64,9 @@ class StreamStore(abc.ABC):
         self._stall_s = timeouts.stall_ms / 1000
         self._connection: Connection | None = None
         self._generation = 0
+        self._moves = breaker.moves
+        self.errors: Counter[str] = Counter()
+        """See `Store`."""
         self._silent_s = 0.0
         """So long the server was waited for in vain since it last answered, in calls that ended by
         their deadline."""
@@ -161,6 +173,8 @@ class StreamStore(abc.ABC):
     def _fault(self, fault: Exception) -> None:
         self.close()
         self._silent_s = 0.0
+        if isinstance(fault, Refused) and fault.word:
+            self.errors[event_of(fault.word)] += 1
         if self._breaker.failed():
             what = str(fault) or type(fault).__name__
             logger.warning("%s: %s; blocks are computed until it answers", self._where, what)
@@ -173,7 +187,10 @@ class StreamStore(abc.ABC):
             OSError, ProtocolDoubt, Refused: see `_dial`. One that takes longer than a connection
                 may take, but has time left, is `Stalled`.
         """
+        if self._moves != self._breaker.moves:
+            self.close()
         if self._connection is None:
+            self._moves = self._breaker.moves
             by = min(deadline, time.monotonic() + self._connect_s)
             try:
                 self._connection = self._dial(by)

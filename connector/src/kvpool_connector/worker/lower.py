@@ -54,6 +54,7 @@ class RemoteParts:
         outcomes = self._remote.reader.get_into(names, parts, deadline)
         for outcome in outcomes:
             self._outbox.count(f"get {outcome.value}", 1)
+        self._count_errors(self._remote.reader)
         return outcomes
 
     @property
@@ -101,17 +102,25 @@ class RemoteParts:
     def _write_absent(self, names: Sequence[bytes], parts: Sequence[memoryview]) -> list[Outcome]:
         """Put the parts that the store does not have yet: another engine may have been first."""
         deadline = time.monotonic() + self._remote.put_s
-        outcomes = self._remote.writer.exists(names, deadline)
+        # What is there is used by this: a store that evicts by use would else drop what engines compute again and again.
+        outcomes = self._remote.writer.exists_all([[name] for name in names], deadline, touch=True)
         absent = [position for position, outcome in enumerate(outcomes) if outcome is Outcome.MISS]
         put = self._remote.writer.put_from([names[p] for p in absent], [parts[p] for p in absent], deadline)
         for position, outcome in zip(absent, put, strict=True):
             outcomes[position] = outcome
             self._outbox.count(f"put {outcome.value}", 1)
+        self._count_errors(self._remote.writer)
         return outcomes
 
     def _remove(self, name: bytes) -> None:
         (outcome,) = self._remote.writer.delete([name], time.monotonic() + self._remote.put_s)
         self._outbox.count(f"delete {outcome.value}", 1)
+        self._count_errors(self._remote.writer)
+
+    def _count_errors(self, store: Store) -> None:
+        for name, number in store.errors.items():
+            self._outbox.count(name, number)
+        store.errors.clear()
 
 
 class DiskParts:
