@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -38,11 +39,14 @@ class Silent:
 
     generation, reachable = 1, True
 
-    def ask(self, key: bytes) -> bool | None:
+    def ask(self, key: bytes, req_id: str, window: int | None = None, at_head: bool = False) -> bool | None:
         return None
 
-    def take_answers(self) -> bool:
-        return False
+    def take_answers(self) -> set[str]:
+        return set()
+
+    def take_counts(self) -> Counter[str]:
+        return Counter()
 
     def flush(self) -> None:
         pass

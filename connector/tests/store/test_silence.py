@@ -126,10 +126,10 @@ def test_a_question_is_answered_by_silence(connect: Connect) -> None:
         wait_until("it is reached", lambda: presence.reachable)
         server.pause()
         begin = time.monotonic()
-        assert presence.ask(b"key") is None
+        assert presence.ask(b"key", "r") is None
         presence.flush()
         wait_until("there is an answer", presence.take_answers)
-        assert [presence.ask(key) for key in (b"key", b"other")] == [False, False]
+        assert [presence.ask(key, "r") for key in (b"key", b"other")] == [False, False]
         assert time.monotonic() - begin < SOON_S
         server.resume()
         wait_until("it is reached again", lambda: presence.reachable)

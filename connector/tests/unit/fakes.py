@@ -22,34 +22,64 @@ class FakePresence:
         self.closed = False
         self.asked: list[bytes] = []
         """All questions, in order."""
+        self.windows: dict[bytes, int | None] = {}
+        """The window with which each key was asked about."""
+        self.heads: dict[bytes, bool] = {}
+        """Whether each key was asked about at the head of a prompt."""
+        self.refreshing: list[bytes] = []
+        """Keys of a refresh that was not answered yet."""
+        self.redials = 0
+        self.counted: Counter[str] = Counter()
         self._verdicts: dict[bytes, bool | None] = {}
-        self._answered = False
+        self._waiters: dict[bytes, set[str]] = {}
+        self._answered: set[str] = set()
 
-    def ask(self, key: bytes) -> bool | None:
+    def ask(self, key: bytes, req_id: str, window: int | None = None, at_head: bool = False) -> bool | None:
         if not self.reachable:
             return False
         if self._verdicts.get(key) is not None:
             return self._verdicts[key]
+        self._waiters.setdefault(key, set()).add(req_id)
         if key not in self._verdicts:
             self.asked.append(key)
             self._verdicts[key] = None
+            self.windows[key], self.heads[key] = window, at_head
         return None
 
-    def take_answers(self) -> bool:
-        answered, self._answered = self._answered, False
+    def take_answers(self) -> set[str]:
+        if not self.reachable:
+            self._answered = self._answered.union(*self._waiters.values())
+        answered, self._answered = self._answered, set()
         return answered
 
-    def believe(self, key: bytes, present: bool) -> None:
-        self._verdicts[key] = present
+    def believe(self, keys: Sequence[bytes], present: bool) -> None:
+        self._verdicts.update(dict.fromkeys(keys, present))
 
     def flush(self) -> None:
         for key, verdict in self._verdicts.items():
             if verdict is None and not self.hung:
-                self._answered = True
+                self._answered |= self._waiters.pop(key, set())
                 self._verdicts[key] = self.reachable and key in self.remote
 
     def doubt(self) -> None:
         self.reachable = False
+
+    def redial(self) -> None:
+        self.redials += 1
+
+    def take_counts(self) -> Counter[str]:
+        counts, self.counted = self.counted, Counter()
+        return counts
+
+    def refresh(self, keys: Sequence[bytes]) -> bool:
+        if self.refreshing or not keys:
+            return False
+        self.refreshing = list(keys)
+        return True
+
+    def take_refreshed(self) -> list[tuple[bytes, bool]]:
+        keys, self.refreshing = self.refreshing, []
+        return [(key, key in self.remote) for key in keys]
 
     def forget(self) -> None:
         self._verdicts.clear()

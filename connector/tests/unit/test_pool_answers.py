@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -219,21 +220,62 @@ def test_a_request_that_waits_for_anothers_fetch_goes_on_with_its_end(rig: Make)
     assert it.pool.lookup(G0[0], "other") is HIT
 
 
-@pytest.mark.parametrize("what", ["reports", "reset"])
-def test_a_change_lets_waiting_requests_be_looked_up_anew(rig: Make, what: str) -> None:
-    """What the ranks say may change an answer."""
+@pytest.mark.parametrize("what", ["reports", "reset", "lost"])
+def test_a_request_that_waits_for_the_store(rig: Make, what: str) -> None:
+    """What the ranks say cannot change its answer, so its keys are not looked up again; a reset and the loss of the store do."""
     it = rig(remote=True)
     it.presence.hung = True
     assert it.pool.lookup(G0[0], "r") is RETRY
     it.step()
-    if what == "reset":
-        it.pool.reset()
-    else:
-        it.presence.believe(G0[0], False)
-        sample(it, Tier.REMOTE, 1.0)
     it.presence.asked.clear()
-    assert it.pool.lookup(G0[0], "r") is (RETRY if what == "reset" else MISS)
-    assert it.presence.asked == ([G0[0]] if what == "reset" else [])
+    match what:
+        case "reset":
+            it.pool.reset()
+        case "lost":
+            it.presence.lose()
+        case _:
+            it.stored(G0[0])
+            sample(it, Tier.REMOTE, 1.0)
+    expected = {"reset": [RETRY, RETRY], "lost": [MISS, MISS], "reports": [RETRY, MISS]}[what]
+    assert [it.pool.lookup(key, "r") for key in G0[:2]] == expected
+    assert it.presence.asked == (G0[:2] if what == "reset" else [])
+
+
+def test_a_request_that_waits_for_a_load_is_looked_up_anew_after_reports(rig: Make) -> None:
+    """What the ranks say may change its answer."""
+    it = rig(remote=True)
+    it.presence.remote.add(G0[0])
+    transfer = it.load(G0[0])
+    assert it.pool.lookup(G0[0], "other") is PENDING
+    it.step()
+    it.pool.on_reports(Reports(failed={transfer.ticket: {0}}, lost={transfer.ticket: {0}}))
+    assert it.pool.lookup(G0[0], "other") is PENDING  # and not the answer of the step before
+
+
+def test_groups_with_a_window_are_asked_about_as_such(rig: Make) -> None:
+    """And the store is told which questions are about the head of a prompt: without a hit there, the request has none."""
+    it = rig(remote=True, slots=8)
+    it.pool.lookups.set_windows({G1[0][-4:]: 3})
+    it.stored(G0[0])
+    it.pool.lookups.scan_begins(4)
+    assert [it.pool.lookup(key, "r") for key in (*G0, *G1)] == [HIT, *[RETRY] * 7]
+    it.pool.lookups.scan_begins(4)
+    other = [bytes([9]) * 8, bytes([10]) * 8]
+    assert [it.pool.lookup(key, "other") for key in other] == [RETRY] * 2
+    assert [it.presence.windows[key] for key in (G0[1], G1[0], other[0])] == [None, 3, None]
+    assert [it.presence.heads[key] for key in (G0[1], other[0])] == [False, True]
+
+
+def test_what_the_store_refused_is_counted(rig: Make) -> None:
+    """By its own name, and what says that another server should be talked to reaches the scheduler's connection."""
+    it = rig(remote=True)
+    it.presence.counted["store refused NOPERM"] = 2
+    it.step()
+    assert it.pool.counts["store refused NOPERM"] == 2
+    it.pool.on_reports(Reports(counts=Counter({"store refused OOM": 1})))
+    assert it.presence.redials == 0
+    it.pool.on_reports(Reports(counts=Counter({"store refused READONLY": 1})))
+    assert it.presence.redials == 1
 
 
 def test_a_finished_request_waits_no_longer(rig: Make) -> None:

@@ -363,7 +363,7 @@ def test_a_store_that_is_full_for_one_rank(rig: Make) -> None:
     it.stored(A, B)
     (spill,) = it.step().spills
     it.pool.on_reports(Reports(spilled={spill.ticket: [{0}, set()]}))
-    assert [presence.ask(key) for key in (A, B)] == [None, True]
+    assert [presence.ask(key, "r") for key in (A, B)] == [None, True]
 
 
 def test_a_slow_disk_does_not_hide_the_store(rig: Make, tmp_path: Path) -> None:

@@ -58,4 +58,4 @@ class Contents:
             if self.disk is not None and self.disk.forget(key, disk_slot):
                 self.events.removed(Tier.DISK, [key])
         elif self.presence is not None:
-            self.presence.believe(key, False)
+            self.presence.believe([key], False)

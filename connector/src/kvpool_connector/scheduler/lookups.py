@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kvpool_connector.scheduler.contents import Contents
 from kvpool_connector.scheduler.verify import Verification
@@ -38,6 +38,7 @@ class Lookups:
 
     def __init__(self, contents: Contents, verification: Verification | None) -> None:
         self._contents, self._verification = contents, verification
+        self._windows: Mapping[bytes, int] = {}
         self._index = contents.index
         self._find, self._good = contents.index.find, contents.index.good
         self.promised: list[int] = []
@@ -54,11 +55,19 @@ class Lookups:
         """Whether a step of other requests passes until a request that waits is looked up again; set by who knows the engine."""
         self._others_run: bool | None = None  # in this step
         self._scanned_to = 0
+        self._scanned_from = 0  # `promised` at the scan's beginning; -1: something else was found in it
+        self._unexceptional = ""  # the request of which it is known, in this step
         self.probes: list[Probe] = []
+
+    def set_windows(self, windows: Mapping[bytes, int]) -> None:
+        """Told once by who knows the engine: its KV groups with a sliding window, by the last four bytes of their keys, and how
+        many keys in a row a request needs of them at most."""
+        self._windows = windows
 
     def scan_begins(self, chunks: int) -> None:
         """The next lookups are of a request that has so many chunks beyond those on the device."""
-        self._scanned_to = len(self.promised) + chunks
+        self._scanned_from = len(self.promised)
+        self._scanned_to = self._scanned_from + chunks
 
     def restrict(self, req_id: str, tiers: frozenset[Tier]) -> None:
         """A new request may load from these tiers only."""
@@ -75,12 +84,14 @@ class Lookups:
         vLLM begins the load in the same step or not at all; in the latter case it looks up again. A pending store is a
         MISS: waiting for it may take longer than computing.
         """
-        if self.exceptional and (answer := self._exception(key, req_id)) is not None:
-            return answer
+        if self.exceptional and (req_id != self._unexceptional or self._contents.broken):
+            if (answer := self._exception(key, req_id)) is not None:
+                return answer
+            self._unexceptional = req_id
         slot = self._find(key)
         tiers = self._tiers.get(req_id, ALL_TIERS) if self._tiers else ALL_TIERS
         if slot is None:
-            answer = self._lookup_lower(key, tiers)
+            answer = self._lookup_lower(key, req_id, tiers)
         elif tiers is not ALL_TIERS and self.tier_of(key) not in tiers:
             return Lookup.MISS
         elif self._good[slot]:
@@ -90,6 +101,8 @@ class Lookups:
             return Lookup.HIT
         else:
             answer = self._lookup_busy(slot)
+            if answer is not Lookup.MISS:
+                self._scanned_from = -1
         if answer >= Lookup.PENDING:
             self.waiting.add(req_id)
             self.exceptional = True
@@ -113,6 +126,7 @@ class Lookups:
         """A request's load failed: the second one is its last."""
         self.failed_loads[req_id] += 1
         self.exceptional = True
+        self._unexceptional = ""
 
     def forget(self, req_id: str) -> None:
         """The request is finished."""
@@ -131,11 +145,12 @@ class Lookups:
             self.waiting or self.failed_loads or self._tiers or self._contents.broken or self._verification
         )
         self.waiting.next_step()
-        self._checked, self._others_run = False, None
+        self._checked, self._others_run, self._unexceptional = False, None, ""
         if self._contents.disk is not None:
             self._contents.disk.end_step()
         if self._contents.presence is not None:
             self._contents.presence.flush()
+            self._contents.counts.update(self._contents.presence.take_counts())
 
     def _exception(self, key: Key, req_id: str) -> Lookup | None:
         """An answer that does not depend on where the key is."""
@@ -144,22 +159,30 @@ class Lookups:
         if not self._checked:
             self._checked = True
             presence = self._contents.presence
-            answered = presence is not None and presence.take_answers()
-            if self._contents.admission.first_probe_over() or answered:
+            if presence is not None:
+                self.waiting.answered(presence.take_answers())
+            if self._contents.admission.first_probe_over():
                 self.waiting.changed()
         retry = self.waiting.cut_short(req_id, key[-4:])
         return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
 
-    def _lookup_lower(self, key: Key, tiers: frozenset[Tier]) -> Lookup:
+    def _lookup_lower(self, key: Key, req_id: str, tiers: frozenset[Tier]) -> Lookup:
         disk = self._contents.disk if Tier.DISK in tiers else None
         presence = self._contents.presence if Tier.REMOTE in tiers else None
         if disk is not None and (disk_slot := disk.find(key)) is not None:
             answer = self._admit(Tier.DISK, key, disk_slot)
             if answer is not Lookup.MISS:
                 return answer
-        present = False if presence is None else presence.ask(key)
+        if presence is None:
+            return Lookup.MISS
+        at_head = len(self.promised) == self._scanned_from
+        window = self._windows.get(key[-4:]) if self._windows else None
+        present = presence.ask(key, req_id, window, at_head)
         if present is None:
-            return self._wait_or_compute()
+            answer = self._wait_or_compute()
+            if answer is Lookup.RETRY:
+                self.waiting.add(req_id, asked=True)
+            return answer
         return self._admit(Tier.REMOTE, key, _REMOTE) if present else Lookup.MISS
 
     def _wait_or_compute(self) -> Lookup:
@@ -195,6 +218,7 @@ class Lookups:
         for promised in self.promised:  # only now, since holding each slot at each hit would double a lookup's cost
             self._index.hold(promised)
         self.promised.clear()
+        self._scanned_from = -1
         evicted: list[tuple[Key, int]] = []
         slot = self._index.add(key, State.RESERVED, evicted)
         self._contents.note_evicted(evicted)

@@ -21,6 +21,7 @@ from kvpool_connector.scheduler.lookups import Lookups
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.spills import DiskTarget, RemoteTarget, Spills, Target, WritePolicy
 from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.stores import ELSEWHERE
 from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.transfer import STORE_SILENT, Orders, Reports, Ticket, Tier
 
@@ -104,6 +105,8 @@ class Pool:
         self.counts.update(reports.counts)
         if reports.counts[STORE_SILENT] and self.contents.presence is not None:
             self.contents.presence.doubt()
+        if self.contents.presence is not None and any(reports.counts[refusal] for refusal in ELSEWHERE):
+            self.contents.presence.redial()
         if reports.broken and not self._lost_rank:
             self._lost_rank = reports.broken
             self.close_down(reports.broken, "Mend that and start the engine again")
@@ -184,7 +187,7 @@ class Pool:
             self.disk.clear(writing=[slot for spill in running for slot in spill.disk_slots])
         if self.contents.presence is not None:
             self.contents.presence.forget()
-        self.lookups.waiting.changed()
+        self.lookups.waiting.reset()
         self.contents.broken = self._lost_rank
 
     def close(self) -> None:

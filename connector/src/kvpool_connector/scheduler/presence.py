@@ -1,22 +1,22 @@
 """Whether the remote store has a key, asked in batches on a thread of its own.
 
-``ask``, ``flush``, ``believe``, ``doubt``, ``forget`` and the properties run on the scheduler's
-thread and never block: ``ask`` gives a question up at its deadline whatever the thread does.
+``ask``, ``flush``, ``believe``, ``refresh``, ``doubt``, ``redial``, ``forget``, the ``take_`` methods and the properties run on
+the scheduler's thread and never block: a question is given up at its deadline whatever the presence thread does. In which order
+keys are asked about, and how far: :mod:`kvpool_connector.scheduler.questions`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import heapq
-import math
-import queue
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
-from kvpool_connector import threads
 from kvpool_connector.log import get_logger
-from kvpool_connector.stores import Outcome, Store
+from kvpool_connector.scheduler.asker import Asker
+from kvpool_connector.scheduler.questions import SHARD, Chain, Verdicts
+from kvpool_connector.stores import Backoff, Store
 from kvpool_connector.tiers.keymap import Key
 
 logger = get_logger(__name__)
@@ -25,21 +25,14 @@ PRESENT_S, ABSENT_S = 5.0, 1.0
 """How long an answer is believed: a part that is there rarely goes, one that is absent may come any moment."""
 AWAITED_S = 0.02
 """ABSENT_S where parts are on their way: a decode engine asks for what its prefill engine is writing."""
-HEARTBEAT_S = 2.0
-"""A quiet store is pinged this often, so that a lost and returned store is noticed before the next request."""
+MOST_PENDING = 1_000_000
+"""Keys that are being asked about at a time. While there are so many, a question is a miss, and counted."""
+LATE, NOT_ASKED = "store answer too late", "store not asked, too many questions"
 _TELL_EVERY_S = 10.0
-_MOST_VERDICTS = 100_000
-_CLOSE_S = 2.0
-
-
-@dataclasses.dataclass(slots=True)
-class _Verdict:
-    present: bool | None  # None: asked, not answered
-    until: float
 
 
 class Presence:
-    """Verdicts about keys. Owns one thread and, in it, one store connection."""
+    """Verdicts about keys, over an `Asker`."""
 
     def __init__(
         self,
@@ -60,163 +53,212 @@ class Presence:
             still good for the next request, and no reason to close the connection.
         absent_s: how long a key that was absent is taken to be so.
         greeting: a name and a value to store once per connection, unless the name is there: the identity document. It lies where
-            the store's client can take it from.
+            the store's client can take it from. Asking for it is also how a quiet store is seen to answer questions, and not
+            only PING: a user without rights is allowed that.
         """
-        self._store, self._names, self._clock = store, names, clock
-        self._timeout_s, self._patience_s = timeout_s, patience_s
-        self._verdicts: dict[Key, _Verdict] = {}
-        self._pending: list[Key] = []
-        # No keys: a ping. None: the end.
-        self._questions: queue.SimpleQueue[tuple[float, list[Key]] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Key, bool]] = queue.SimpleQueue()
-        self._deadlines: list[float] = []  # a heap: of the batches that were sent
-        self._news = False
-        self._greeting = greeting
-        self._believed_s = {True: PRESENT_S, False: absent_s}
-        self._generation = 0
-        self._reachable = self._tried = False
+        self._clock, self._timeout_s, self._absent_s = clock, timeout_s, absent_s
+        self._verdicts = Verdicts()
+        self._shards = self._verdicts.shards
+        self._asking: tuple[str, bytes, Chain] | None = None  # who asked last in this step, about which group
+        self._chains: dict[tuple[str, bytes], Chain] = {}  # of this step, not sent yet
+        self._heads: dict[str, list[Chain]] = {}  # those of them that begin at the head of a prompt
+        self._pending = 0
+        self._refreshes = False
+        self._counts: Counter[str] = Counter()
+        self._sent: list[tuple[float, int, list[Chain]]] = []  # a heap of batches by their deadlines
+        self._number = itertools.count()
+        self._open: Counter[str] = Counter()  # by request: chains that did not end yet
+        self._woken: set[str] = set()
         self._tell_at = 0.0
+        self._elsewhere = Backoff()
         self.late = 0
         """Questions that were given up: no answer within the deadline. Each is a miss that costs computing."""
-        self._thread = threads.start("presence", self._serve)
+        self._asker = Asker(store, names, patience_s, greeting)
 
     @property
     def generation(self) -> int:
         """Changes when the store was away: what it held before may be gone. 0: never reached."""
-        return self._generation
+        return self._asker.generation
 
     @property
     def reachable(self) -> bool:
         """The store answered last time."""
-        return self._reachable
+        return self._asker.reachable
 
-    def ask(self, key: Key) -> bool | None:
-        """Present, absent, or None: not known yet, ask again in the next step (bounded by the deadline)."""
+    # ---- questions -----------------------------------------------------------------------------------------
+
+    def ask(self, key: Key, req_id: str, window: int | None = None, at_head: bool = False) -> bool | None:
+        """Present, absent, or None: not known yet, the request is named by `take_answers` (bounded by the deadline).
+
+        Args:
+            window: for a group with a sliding window: so many keys in a row are all that the request needs.
+            at_head: nothing of this request's prompt was found before this key.
+        """
         # Before the first contact a question waits like any other. Later the heartbeat finds out
         # when a lost store is back; until then not even what it was known to have can be loaded.
-        if not self._reachable and self._tried:
+        if not self._asker.reachable and self._asker.tried:
             return False
-        now = self._clock()
-        self._collect(now)
-        verdict = self._verdicts.get(key)
-        if verdict is not None and now < verdict.until:
-            return verdict.present
-        if verdict is not None and verdict.present is None:
-            self._count_late(now)
-            self.believe(key, False)
+        shard = self._shards[hash(key) & SHARD]
+        chain = shard.get(key)
+        if chain is not None:
+            now = self._clock()
+            answers = chain.answers
+            if answers is not None and answers.get(key) and now < chain.present_until:
+                return True  # in short what follows
+            if chain.pending(now):
+                self._wait(chain, req_id)
+                return None
+            if answers is not None:
+                chain.seen(now, PRESENT_S, self._absent_s)
+            elif not chain.given_up:
+                self._give_up([chain], now)
+            verdict = chain.verdict(key, now)
+            if verdict is not None:
+                return verdict
+        asking = self._asking
+        if asking is not None and asking[0] == req_id and asking[1] == key[-4:]:
+            chain = asking[2]
+        elif self._pending < MOST_PENDING:
+            chain = self._begin(req_id, key[-4:], window, at_head)
+        else:
+            self._counts[NOT_ASKED] += 1
             return False
-        self._verdicts[key] = _Verdict(None, math.inf)  # the batch gets its deadline when it is sent
-        self._pending.append(key)
+        chain.keys.append(key)
+        shard[key] = chain
         return None
 
-    def take_answers(self) -> bool:
-        """Note what the thread found out meanwhile. True if there was anything since the last call, or a batch's deadline
-        passed: what was told to ask again should do so now."""
-        self._collect(self._clock())
-        news, self._news = self._news, False
-        return news
+    def _begin(self, req_id: str, group: bytes, window: int | None, at_head: bool) -> Chain:
+        """The chain of a request's questions about one group in this step."""
+        chain = self._chains.get((req_id, group))
+        if chain is None:
+            heads = self._heads.setdefault(req_id, [])
+            self._chains[req_id, group] = chain = Chain(window, () if window is None else tuple(heads))
+            if window is None and at_head:
+                heads.append(chain)
+            self._wait(chain, req_id)
+        self._asking = (req_id, group, chain)
+        return chain
 
-    def _collect(self, now: float) -> None:
-        while not self._answers.empty():
-            self.believe(*self._answers.get())
-            self._news = True
-        while self._deadlines and self._deadlines[0] <= now:
-            heapq.heappop(self._deadlines)
-            self._news = True
+    def _wait(self, chain: Chain, req_id: str) -> None:
+        if req_id not in chain.waiters:
+            chain.waiters.add(req_id)
+            self._open[req_id] += 1
 
-    def _count_late(self, now: float) -> None:
+    def flush(self) -> None:
+        """Send the questions of this step as one batch, with one deadline."""
+        if not self._chains:
+            return
+        chains = list(self._chains.values())
+        questions = sum(len(chain.keys) for chain in chains)
+        self._pending += questions
+        until = self._clock() + self._timeout_s(questions)
+        for chain in chains:
+            chain.until = until
+            self._verdicts.sent(chain)
+        heapq.heappush(self._sent, (until, next(self._number), chains))
+        self._asker.ask(chains)
+        self._drop_unsent()
+
+    def _drop_unsent(self) -> None:
+        self._asking = None
+        self._chains.clear()
+        self._heads.clear()
+
+    def take_answers(self) -> set[str]:
+        """Requests that should be looked up again: all that they asked for was answered since the last call, or its deadline
+        passed, or the store is not there any more."""
+        now = self._clock()
+        while not self._asker.ended.empty():
+            chain = self._asker.ended.get()
+            chain.seen(now, PRESENT_S, self._absent_s)
+            self._pending -= len(chain.keys)
+            self._wake([chain])
+        while self._sent and self._sent[0][0] <= now:
+            self._give_up(heapq.heappop(self._sent)[2], now)
+        if not self._asker.reachable and self._asker.tried:
+            for _, _, chains in self._sent:
+                self._wake(chains)
+        woken, self._woken = self._woken, set()
+        return woken
+
+    def _wake(self, chains: Iterable[Chain]) -> None:
+        """These chains keep nobody waiting any more."""
+        for chain in chains:
+            for req_id in chain.waiters:
+                self._open[req_id] -= 1
+                if self._open[req_id] <= 0:
+                    del self._open[req_id]
+                    self._woken.add(req_id)
+            chain.waiters.clear()
+
+    def _give_up(self, chains: Sequence[Chain], now: float) -> None:
         """Never silent: what is given up here is computed although the store may have it."""
-        self.late += 1
-        if now >= self._tell_at:
+        late = [chain for chain in chains if chain.answers is None and not chain.given_up]
+        for chain in late:
+            chain.give_up(now, self._absent_s)
+            self.late += len(chain.keys)
+            self._counts[LATE] += len(chain.keys)
+        self._wake(chains)
+        if late and now >= self._tell_at:
             self._tell_at = now + _TELL_EVERY_S
             logger.warning(
                 "the store did not say in time what it holds (at least %.0f ms); those blocks are computed "
                 "(%d given up so far)", self._timeout_s(1) * 1e3, self.late,
             )  # fmt: skip
 
-    def believe(self, key: Key, present: bool) -> None:
-        """Take a verdict from elsewhere: a part that was just put, or just could not be read."""
-        if len(self._verdicts) >= _MOST_VERDICTS:
-            self._verdicts.clear()  # bounded; what is still wanted is asked again
-        self._verdicts[key] = _Verdict(present, self._clock() + self._believed_s[present])
-
-    def flush(self) -> None:
-        """Send the questions of this step as one batch, with one deadline."""
-        if self._pending:
-            until = self._clock() + self._timeout_s(len(self._pending))
-            for key in self._pending:
-                if (verdict := self._verdicts.get(key)) is not None and verdict.present is None:
-                    verdict.until = until
-            heapq.heappush(self._deadlines, until)
-            self._questions.put((time.monotonic() + self._patience_s, self._pending))
-            self._pending = []
+    def believe(self, keys: Sequence[Key], present: bool) -> None:
+        """Take verdicts from elsewhere: parts that were just put, or just could not be read."""
+        chain = Chain.told(keys, present)
+        chain.seen(self._clock(), PRESENT_S, self._absent_s)
+        self._verdicts.add(chain)
 
     def doubt(self) -> None:
         """A rank waited for the store in vain: until it answers here, no request shall load from it
         or wait for it. Asks it at once."""
-        if self._reachable:
-            self._reachable = False
-            self._questions.put((math.inf, []))
+        if self._asker.reachable:
+            self._asker.doubt()
+
+    def redial(self) -> None:
+        """A rank was refused by a server that is not the one to talk to any more: connect anew, at growing intervals."""
+        if self._elsewhere.due(self._clock()):
+            self._asker.connect_anew()
 
     def forget(self) -> None:
-        """Drop all verdicts."""
-        self._verdicts.clear()
+        """Drop all verdicts. Who waited for one is to ask again."""
+        self._drop_unsent()
+        for _, _, chains in self._sent:
+            for chain in chains:
+                chain.waiters.clear()
+        self._sent.clear()
+        self._open.clear()
+        self._verdicts.clear()  # its list of shards stays the same
+
+    # ---- what is there, long after it was put ----------------------------------------------------------------
+
+    def refresh(self, keys: Sequence[Key]) -> bool:
+        """Tell the store in the background that these keys are used, and see which of them it lost. False if an earlier
+        call runs: nothing is done then."""
+        if self._refreshes or not keys:
+            return False
+        self._refreshes = True
+        self._asker.refresh(list(keys))
+        return True
+
+    def take_refreshed(self) -> list[tuple[Key, bool]]:
+        """Keys of `refresh` and whether the store has them; those about which it did not say are left out."""
+        answers: list[tuple[Key, bool]] = []
+        while not self._asker.refreshed.empty():
+            self._refreshes = False
+            answers += self._asker.refreshed.get() or []
+        return answers
+
+    def take_counts(self) -> Counter[str]:
+        """What happened since the last call, for metrics: questions that were given up, refusals of the server."""
+        while not self._asker.counted.empty():
+            self._counts += self._asker.counted.get()
+        counts, self._counts = self._counts, Counter()
+        return counts
 
     def close(self) -> None:
         """End the thread."""
-        self._questions.put(None)
-        self._thread.join(timeout=_CLOSE_S)  # a daemon: one that hangs in a store's last answer ends with the process
-
-    # ---- the presence thread -----------------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        self._guarded(self._heartbeat)
-        while True:
-            try:
-                question = self._questions.get(timeout=HEARTBEAT_S if self._reachable else HEARTBEAT_S / 4)
-            except queue.Empty:
-                self._guarded(self._heartbeat)
-                continue
-            if question is None:
-                self._store.close()
-                return
-            self._guarded(functools.partial(self._answer, *question))
-
-    def _guarded(self, task: Callable[[], None]) -> None:
-        """A fault of ours must not end the thread: every question would then be a silent miss."""
-        try:
-            task()
-        except Exception:
-            logger.exception("presence query failed; its keys count as absent")
-
-    def _answer(self, deadline: float, keys: list[Key]) -> None:
-        if not keys:
-            self._heartbeat()
-            return
-        names = [list(self._names(key)) for key in keys]
-        outcomes = self._store.exists([name for parts in names for name in parts], deadline)
-        # A silence is noted before what the store had said: nothing of that can be loaded now.
-        answered = Outcome.HIT in outcomes or Outcome.MISS in outcomes
-        reached = answered and Outcome.STALLED not in outcomes
-        if not reached:
-            self._note(reached)
-        left = iter(outcomes)
-        for key, parts in zip(keys, names, strict=True):
-            of_parts = [next(left) for _ in parts]
-            self._answers.put((key, all(outcome is Outcome.HIT for outcome in of_parts)))
-        if reached:  # which may take a while, if it is another server than before
-            self._note(reached)
-
-    def _heartbeat(self) -> None:
-        self._note(self._store.ping(time.monotonic() + self._patience_s) is Outcome.HIT)
-
-    def _note(self, reached: bool) -> None:
-        generation = self._store.generation
-        if reached and generation != self._generation and self._greeting is not None:
-            name, value = self._greeting
-            deadline = time.monotonic() + self._patience_s
-            if self._store.exists([name], deadline) == [Outcome.MISS]:
-                self._store.put_from([name], [value], deadline)
-        self._generation = generation
-        self._reachable = reached
-        self._tried = True
+        self._asker.close()

@@ -100,7 +100,7 @@ class RemoteTarget:
         for position, slot in enumerate(spill.slots):
             if position not in missing:
                 self._index.tag[slot] = spill.generation
-                self._presence.believe(spill.keys[position], True)
+                self._presence.believe([spill.keys[position]], True)
 
 
 @dataclasses.dataclass(slots=True)

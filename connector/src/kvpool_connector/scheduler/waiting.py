@@ -7,6 +7,7 @@ may. One RETRY followed by a MISS ends the scan of a group of keys and still def
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,6 +27,7 @@ class WaitingRequests:
 
     def __init__(self) -> None:
         self._requests: dict[str, _Waiting] = {}
+        self._asking: set[str] = set()
         self._change = self._step = 0
 
     def __bool__(self) -> bool:
@@ -36,11 +38,23 @@ class WaitingRequests:
         self._step += 1
 
     def changed(self) -> None:
-        """An answer may be another one now: all are scanned again."""
+        """An answer may be another one now: all are scanned again but those that wait for the store, which gain nothing by it."""
         self._change += 1
 
-    def add(self, req_id: str) -> None:
-        """The request was told to come back."""
+    def answered(self, req_ids: Iterable[str]) -> None:
+        """The store said all that these requests asked: they are scanned again."""
+        for req_id in req_ids:
+            self.forget(req_id)
+
+    def reset(self) -> None:
+        """All are scanned again."""
+        self._requests.clear()
+        self._asking.clear()
+
+    def add(self, req_id: str, *, asked: bool = False) -> None:
+        """The request was told to come back. ``asked``: it waits for the store, until :meth:`answered`."""
+        if asked:
+            self._asking.add(req_id)
         waiting = self._requests.get(req_id)
         if waiting is None or waiting.scanned != self._step:
             self._requests[req_id] = _Waiting(self._change, self._step)
@@ -48,13 +62,14 @@ class WaitingRequests:
     def forget(self, req_id: str) -> None:
         """The request is finished."""
         self._requests.pop(req_id, None)
+        self._asking.discard(req_id)
 
     def cut_short(self, req_id: str, group: bytes) -> bool | None:
         """True: say RETRY. False: say MISS, RETRY was said for this group in this step. None: look up."""
         waiting = self._requests.get(req_id)
         if waiting is None or waiting.scanned == self._step:
             return None
-        if waiting.change != self._change:
+        if waiting.change != self._change and req_id not in self._asking:
             del self._requests[req_id]
             return None
         if waiting.answered == self._step and waiting.group == group:

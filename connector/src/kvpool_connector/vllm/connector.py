@@ -53,6 +53,15 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         super().__init__(vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             self._manager.pool.lookups.others_run = self._others_run
+            self._manager.pool.lookups.set_windows(
+                {
+                    # As `make_offload_key` names a group. Two more than the window: vLLM needs one more for a last chunk that is
+                    # not full, and one more for the group of a draft model.
+                    group.group_idx.to_bytes(4, "big"): group.sliding_window_size_in_chunks + 2
+                    for group in self.scheduler.config.kv_group_configs
+                    if group.sliding_window_size_in_chunks is not None
+                }
+            )
 
     # ---- worker process, main thread ---------------------------------------------------------------------
 
