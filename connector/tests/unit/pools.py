@@ -73,6 +73,7 @@ class Rig:
             self.admission,
             Events(enabled=True),
             None if verify_one_in is None else Verification(verify_one_in),
+            clock=self.clock,
         )
         self.index = self.pool.index
 

@@ -19,12 +19,15 @@ class FakeTarget:
     def __init__(self, tier: Tier, policy: WritePolicy) -> None:
         self.tier, self.policy = tier, policy
         self.usable = True
-        self.held: set[bytes] = set()
+        self.has: set[bytes] = set()
+        self.noted: list[int] = []
+        self.seen_again: list[bytes] = []
+        self.dropped: list[tuple[bytes, int]] = []
         self.room = 1000
         self.ended: list[tuple[Spill, set[int]]] = []
 
     def lacks(self, key: bytes, slot: int) -> bool:
-        return key not in self.held
+        return key not in self.has
 
     def begin(self, ticket: Ticket, keys: Sequence[bytes], slots: Sequence[int]) -> tuple[Spill | None, list[bytes]]:
         count = min(self.room, len(keys))
@@ -34,7 +37,18 @@ class FakeTarget:
 
     def end(self, spill: Spill, missing: set[int]) -> None:
         self.ended.append((spill, missing))
-        self.held |= {key for position, key in enumerate(spill.keys) if position not in missing}
+        self.has |= {key for position, key in enumerate(spill.keys) if position not in missing}
+
+    def held(self, slots: Sequence[int], generation: int) -> None:
+        self.noted += slots
+
+    def used(self, keys: Sequence[bytes], slots: Sequence[int]) -> None:
+        self.seen_again += keys
+
+    def lost(self) -> list[tuple[bytes, int]]:
+        lost, self.dropped = self.dropped, []
+        self.has -= {key for key, _ in lost}
+        return lost
 
 
 class Rig:
@@ -123,8 +137,30 @@ def test_what_the_tier_has_by_now_is_not_written(disk: FakeTarget) -> None:
     """Another way was faster."""
     rig = Rig(disk)
     keys, _ = rig.offered(2)
-    disk.held.add(keys[0])
+    disk.has.add(keys[0])
     assert [spill.keys for spill in rig.issue()] == [(keys[1],)]
+
+
+def test_what_a_tier_lost_is_offered_to_it_again(disk: FakeTarget) -> None:
+    """Unless the row belongs to another block by then."""
+    remote = FakeTarget(Tier.REMOTE, "selective")
+    rig = Rig(disk, remote)
+    keys, slots = rig.offered(3, again=True)
+    for spill in rig.issue():
+        rig.spills.on_report(spill.ticket, [set()])
+    assert (disk.seen_again, remote.seen_again) == (keys, keys)
+    rig.index.drop(slots[0])
+    remote.dropped = list(zip(keys, slots, strict=True))
+    rig.spills.renew()
+    assert [(spill.tier, spill.keys) for spill in rig.issue()] == [(Tier.REMOTE, tuple(keys[1:]))]
+    assert rig.spills.counts["remote lost, to be written again"] == 2
+
+
+def test_what_is_held_is_noted_by_its_tier(disk: FakeTarget) -> None:
+    """By no other."""
+    remote = FakeTarget(Tier.REMOTE, "write_through")
+    Rig(disk, remote).spills.held(Tier.REMOTE, [3, 4], 1)
+    assert (disk.noted, remote.noted) == ([], [3, 4])
 
 
 def test_a_report_of_every_rank_ends_a_spill(disk: FakeTarget) -> None:

@@ -93,8 +93,7 @@ class Jobs:
         running = self._running.pop(self._load_of.pop(req_id))
         transfer = running.transfer
         fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
-        for position in transfer.from_remote:
-            self._index.tag[transfer.slots[position]] = running.generation
+        self._spills.held(Tier.REMOTE, [transfer.slots[p] for p in transfer.from_remote], running.generation)
         if transfer.from_disk:
             assert self._contents.disk is not None
             self._contents.disk.release([slot for _, slot in transfer.from_disk])

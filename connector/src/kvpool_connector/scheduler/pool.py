@@ -8,8 +8,9 @@ about the slabs, `Presence` knows about the remote store, `Admission` says wheth
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.admission import Admission
@@ -19,7 +20,8 @@ from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.jobs import Jobs
 from kvpool_connector.scheduler.lookups import Lookups
 from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.scheduler.spills import DiskTarget, RemoteTarget, Spills, Target, WritePolicy
+from kvpool_connector.scheduler.remote_target import RemoteTarget
+from kvpool_connector.scheduler.spills import DiskTarget, Spills, Target, WritePolicy
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.stores import ELSEWHERE
 from kvpool_connector.tiers.slots import SlotIndex
@@ -51,6 +53,7 @@ class Pool:
         admission: Admission,
         events: Events,
         verification: Verification | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.contents = Contents(index, lower.disk, lower.presence, admission, events)
         self.index, self.disk, self.admission, self.events = index, lower.disk, admission, events
@@ -58,7 +61,7 @@ class Pool:
         if lower.disk is not None:
             targets.append(DiskTarget(lower.disk, lower.disk_policy))
         if lower.presence is not None:
-            targets.append(RemoteTarget(lower.presence, index, lower.remote_policy))
+            targets.append(RemoteTarget(lower.presence, index, lower.remote_policy, clock))
         self.spills = Spills(index, targets, world_size, self._issue)
         self.lookups = Lookups(self.contents, verification)
         self.jobs = Jobs(self.contents, self.lookups, self.spills, self._issue, verification, lower.fetch_s)
@@ -75,6 +78,7 @@ class Pool:
         self.lookups.end_step()
         if not self.broken:
             self.spills.make_room()
+            self.spills.renew()
 
     def take_orders(self) -> Orders:
         """What the ranks have to do beside vLLM's jobs. Called when the step's stores are known."""

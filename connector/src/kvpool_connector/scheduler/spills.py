@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from kvpool_connector.scheduler.disk import DiskIndex
-from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.tiers.keymap import Key
 from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.transfer import Spill, Ticket, Tier
@@ -43,6 +42,15 @@ class Target(Protocol):
 
     def end(self, spill: Spill, missing: set[int]) -> None:
         """All ranks reported; these positions are not in the tier."""
+
+    def held(self, slots: Sequence[int], generation: int) -> None:
+        """The tier was just seen to hold what is in these rows, in that life of it."""
+
+    def used(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """These rows, which the tier is known to hold, are used again."""
+
+    def lost(self) -> list[tuple[Key, int]]:
+        """Called in every step: rows of which it turned out that the tier holds them no more."""
 
 
 class DiskTarget:
@@ -72,35 +80,15 @@ class DiskTarget:
         for position, (key, slot) in enumerate(zip(spill.keys, spill.disk_slots, strict=True)):
             self._disk.end_write(key, slot, position not in missing)
 
+    def held(self, slots: Sequence[int], generation: int) -> None:
+        """See :class:`Target`. Its index knows."""
 
-class RemoteTarget:
-    """The store that engines share. A row's tag is the generation of the store that is known to hold it: a store that was away
-    may have come back empty, and is then filled again by what engines still hold."""
+    def used(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """See :class:`Target`. What goes from the slab goes by the same index."""
 
-    tier = Tier.REMOTE
-
-    def __init__(self, presence: Presence, index: SlotIndex, policy: WritePolicy) -> None:
-        self._presence, self._index, self.policy = presence, index, policy
-
-    @property
-    def usable(self) -> bool:
+    def lost(self) -> list[tuple[Key, int]]:
         """See :class:`Target`."""
-        return self._presence.reachable
-
-    def lacks(self, key: Key, slot: int) -> bool:
-        """See :class:`Target`."""
-        return bool(self._index.tag[slot] != self._presence.generation)
-
-    def begin(self, ticket: Ticket, keys: Sequence[Key], slots: Sequence[int]) -> tuple[Spill | None, list[Key]]:
-        """See :class:`Target`."""
-        return Spill(ticket, Tier.REMOTE, tuple(keys), tuple(slots), generation=self._presence.generation), []
-
-    def end(self, spill: Spill, missing: set[int]) -> None:
-        """See :class:`Target`."""
-        for position, slot in enumerate(spill.slots):
-            if position not in missing:
-                self._index.tag[slot] = spill.generation
-                self._presence.believe([spill.keys[position]], True)
+        return []
 
 
 @dataclasses.dataclass(slots=True)
@@ -148,6 +136,8 @@ class Spills:
         for target, waiting, bit in zip(self._targets, self._waiting, self._bits, strict=True):
             if not target.usable or (target.policy == "selective" and not again):
                 continue
+            if again:
+                target.used(keys, slots)
             lacking = [(key, slot) for key, slot in zip(keys, slots, strict=True) if target.lacks(key, slot)]
             if target.policy == "write_back":
                 for _, slot in lacking:
@@ -161,6 +151,14 @@ class Spills:
             return
         for slot in self._index.coldest(max(1, self._index.slots // 8)):
             self._queue_dirty(slot)
+
+    def renew(self) -> None:
+        """Offer what a tier turned out to have lost once more."""
+        for target in self._targets:
+            lost = [(key, slot) for key, slot in target.lost() if self._here(key, slot)]
+            if lost:
+                self.counts[f"{target.tier.value} lost, to be written again"] += len(lost)
+                self.offer(*_unzip(lost), again=True)
 
     def _queue_dirty(self, slot: int) -> None:
         for target, waiting, bit in zip(self._targets, self._waiting, self._bits, strict=True):
@@ -223,6 +221,12 @@ class Spills:
         return dataclasses.replace(
             spill, keys=tuple(key for position, key in enumerate(spill.keys) if position not in running.missing)
         )
+
+    def held(self, tier: Tier, slots: Sequence[int], generation: int) -> None:
+        """A tier was just seen to hold what is in these rows, in that life of it."""
+        for target in self._targets:
+            if target.tier is tier:
+                target.held(slots, generation)
 
     def forget_waiting(self) -> None:
         """Write nothing that is not being written already."""
