@@ -90,6 +90,8 @@ class Sample:
     tier: Tier
     nbytes: int
     seconds: float
+    at_most: bool = False
+    """The read was given up: the tier would have needed more than the time for these bytes."""
 
 
 @dataclasses.dataclass(slots=True)

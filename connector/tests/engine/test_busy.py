@@ -10,6 +10,7 @@ from vllm import RequestOutput, SamplingParams
 
 from connector.tests.engine.harness import Engine, empty, prompt, remote, running
 from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.vllm.engine_view import RunningRequests
 from kvpool_connector.vllm.handover import Role
 from testkit.servers import KeyValueServer, wait_until
 
@@ -41,9 +42,9 @@ def answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Lookup]:
         return said[-1]
 
     monkeypatch.setattr(lookups, "_wait_or_compute", record)
-    monkeypatch.setattr(admission, "computed", lambda tokens, seconds: None)
-    monkeypatch.setattr(admission, "prefill_rate", 1e4)
-    monkeypatch.setattr(admission, "decode_step_s", 0.1)
+    monkeypatch.setattr(admission, "pass_ended", lambda number: None)
+    monkeypatch.setattr(admission._passes, "prefill_rate", 1e4)
+    monkeypatch.setattr(admission._passes, "step_s", 0.1)
     return said
 
 
@@ -77,7 +78,7 @@ def test_what_is_sooner_computed_is_not_waited_for(engine: Engine, answers: list
 def test_what_takes_longer_to_compute_is_waited_for(
     engine: Engine, answers: list[Lookup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.manager.pool.admission, "decode_step_s", 0.01)
+    monkeypatch.setattr(engine.manager.pool.admission._passes, "step_s", 0.01)
     _beside_another(engine, prompt(72))
     assert set(answers) == {Lookup.RETRY}
 
@@ -86,6 +87,8 @@ def test_a_decode_engine_waits_for_its_prefill_engine(
     engine: Engine, answers: list[Lookup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told what is about to come, whether others run or not."""
+    scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
+    monkeypatch.setattr(scheduler.connector, "_engine", RunningRequests(scheduler.connector.scheduler, Role.CONSUMER))
     monkeypatch.setattr(engine.manager, "role", Role.CONSUMER)
     _beside_another(engine, prompt(73))
     assert set(answers) == {Lookup.RETRY}

@@ -37,6 +37,26 @@ class Clock:
         return self.now
 
 
+def compute(admission: Admission, clock: Clock, tokens: int, seconds: float) -> None:
+    """Run a pass of so many tokens that takes so long; the clock goes on by it."""
+    number = admission.pass_launched(tokens)
+    clock.now += seconds
+    admission.pass_ended(number)
+
+
+class Busy:
+    """The view of an engine in which requests run."""
+
+    def __init__(self, prefill_tokens: int = 0) -> None:
+        self._prefill_tokens = prefill_tokens
+
+    def others_run(self) -> bool:
+        return True
+
+    def prefill_tokens(self) -> int:
+        return self._prefill_tokens
+
+
 def disk_index(folder: Path, slots: int) -> DiskIndex:
     """Over a real journal."""
     return DiskIndex(SlotIndex(slots, make_policy("lru")), Journal(folder, slots, 4096, IDENTITY))

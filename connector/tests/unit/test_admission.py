@@ -6,11 +6,13 @@ import logging
 
 import pytest
 
-from connector.tests.unit.pools import Clock
+from connector.tests.unit.pools import Clock, compute
 from kvpool_connector.scheduler.admission import (
+    BUDGET_SLACK,
     CLOSE_ABOVE,
     FIRST_PROBE_S,
-    MIN_STEP_TOKENS,
+    LEAST_BUDGET_S,
+    MOST_PROBE_PAUSE_S,
     OPEN_BELOW,
     PROBE_EVERY_S,
     PROBE_SHARE,
@@ -36,9 +38,9 @@ def admission(clock: Clock) -> Admission:
     return Admission(CHUNK, TOKENS, clock=clock)
 
 
-def chunk_takes(admission: Admission, seconds: float) -> None:
-    """To compute: seen so in a step of ten chunks."""
-    admission.computed(10 * TOKENS, 10 * seconds)
+def chunk_takes(admission: Admission, clock: Clock, seconds: float) -> None:
+    """Compute ten chunks in a pass, each of which takes so long."""
+    compute(admission, clock, 10 * TOKENS, 10 * seconds)
 
 
 def settle(admission: Admission, tier: Tier, seconds: float) -> None:
@@ -57,20 +59,22 @@ def test_everything_is_allowed_before_there_are_measurements(admission: Admissio
 
 @pytest.mark.parametrize(("load_s", "allowed"), [(0.001, True), (0.5, False)])
 @pytest.mark.parametrize("read_first", [True, False])
-def test_the_faster_way_is_taken(admission: Admission, load_s: float, allowed: bool, read_first: bool) -> None:
+def test_the_faster_way_is_taken(
+    admission: Admission, clock: Clock, load_s: float, allowed: bool, read_first: bool
+) -> None:
     """Whichever of the two was measured first; and of this tier alone."""
     for read in (read_first, not read_first):
         if read:
             admission.read(REMOTE, CHUNK, load_s)
         else:
-            chunk_takes(admission, 0.1)
+            chunk_takes(admission, clock, 0.1)
     assert admission.allows(REMOTE) is allowed
     assert admission.allows(DISK)
 
 
-def test_a_tier_at_the_border_stays_as_it_is(admission: Admission) -> None:
+def test_a_tier_at_the_border_stays_as_it_is(admission: Admission, clock: Clock) -> None:
     """It closes above one ratio and opens below a smaller one."""
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     between = 0.1 * (CLOSE_ABOVE + OPEN_BELOW) / 2
     settle(admission, REMOTE, between)
     assert admission.allows(REMOTE)
@@ -82,47 +86,63 @@ def test_a_tier_at_the_border_stays_as_it_is(admission: Admission) -> None:
     assert admission.allows(REMOTE)
 
 
-def test_a_change_is_told_once(admission: Admission, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_is_told_once(admission: Admission, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """With both figures."""
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     with caplog.at_level(logging.WARNING):
         settle(admission, REMOTE, 0.5)
     (record,) = caplog.records
     assert "remote tier: reading a chunk takes 500.0 ms, computing it 100.0 ms: its hits are computed" in record.message
 
 
-def test_one_slow_read_is_no_slow_tier(admission: Admission) -> None:
+def test_one_slow_read_is_no_slow_tier(admission: Admission, clock: Clock) -> None:
     """The estimate follows by halves."""
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     settle(admission, DISK, 0.01)
     admission.read(DISK, CHUNK, 1.0)
     assert admission.load_s(DISK, 1) == pytest.approx(0.0198, rel=0.01)
     assert admission.allows(DISK)
 
 
-def test_idling_does_not_make_computing_look_slow(admission: Admission) -> None:
-    """The time between two steps may be a pause: the best of late counts."""
-    chunk_takes(admission, 0.1)
-    for _ in range(10):
-        chunk_takes(admission, 100.0)
-    assert admission.compute_s(1) == pytest.approx(0.1 / 0.95**10, rel=0.01)
+def test_a_read_that_was_given_up(admission: Admission) -> None:
+    """It bounds the rate from above: it makes a tier slower, never faster, and a slower one it leaves as it is."""
+    admission.read(REMOTE, CHUNK, 1.0, at_most=True)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(1.0)
+    admission.read(REMOTE, CHUNK, 0.01, at_most=True)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(1.0)
+    settle(admission, REMOTE, 0.01)
+    for _ in range(20):
+        admission.read(REMOTE, CHUNK, 1.0, at_most=True)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(1.0, rel=0.01)
 
 
-def test_small_steps_say_nothing_about_prefill(admission: Admission) -> None:
-    """They decode. Nor does a step of no time."""
-    admission.computed(MIN_STEP_TOKENS - 1, 0.0001)
-    admission.computed(1000, 0.0)
-    assert admission.prefill_rate is None
+# ---- one request among others ------------------------------------------------------------------------------------
 
 
-def test_a_faster_prefill_counts_at_once(admission: Admission) -> None:
-    """And a slower one in the long run: the model may be another one under load."""
-    chunk_takes(admission, 0.1)
-    chunk_takes(admission, 0.01)
-    assert admission.compute_s(1) == pytest.approx(0.01)
-    for _ in range(200):
-        chunk_takes(admission, 0.1)
-    assert admission.compute_s(1) == pytest.approx(0.1, rel=0.01)
+@pytest.mark.parametrize(
+    ("queued", "prefill_chunks", "pays"),
+    [
+        (0, 0, True),  # nothing is queued, and the tier is open
+        (1, 0, True),  # 11 chunks at 50 ms, 10 at 100 ms
+        (10, 0, False),  # 20 at 50 ms are as long
+        (10, 5, True),  # but the engine is busy for 0.5 s
+        (30, 5, False),
+    ],
+)
+def test_what_is_queued_counts(
+    admission: Admission, clock: Clock, queued: int, prefill_chunks: int, pays: bool
+) -> None:
+    """Ten chunks behind earlier loads, against ten chunks behind other prompts. The tier itself stays open."""
+    chunk_takes(admission, clock, 0.1)
+    settle(admission, REMOTE, 0.05)
+    assert admission.pays(REMOTE, 10, queued, prefill_chunks * TOKENS) is pays
+    assert admission.allows(REMOTE)
+
+
+def test_what_is_queued_is_loaded_while_a_rate_is_unknown(admission: Admission, clock: Clock) -> None:
+    assert admission.pays(REMOTE, 10, 1000, 0)
+    chunk_takes(admission, clock, 0.1)
+    assert admission.pays(REMOTE, 10, 1000, 0)
 
 
 # ---- probes ------------------------------------------------------------------------------------------------------
@@ -146,6 +166,14 @@ def test_probes_of_a_slow_tier_have_a_longer_pause(admission: Admission, clock: 
     clock.now += 2.0 / PROBE_SHARE - 0.01
     assert not admission.wants_probe(REMOTE)
     clock.now += 0.02
+    assert admission.wants_probe(REMOTE)
+
+
+def test_the_pause_of_a_probe_is_bounded(admission: Admission, clock: Clock) -> None:
+    """One absurd sample must not end the measuring."""
+    admission.read(REMOTE, 1, 5.0)
+    assert admission.wants_probe(REMOTE)
+    clock.now += MOST_PROBE_PAUSE_S + 0.01
     assert admission.wants_probe(REMOTE)
 
 
@@ -177,21 +205,25 @@ def test_a_measurement_ends_the_wait(admission: Admission, clock: Clock) -> None
 # ---- budgets -----------------------------------------------------------------------------------------------------
 
 
-def test_a_fetch_may_take_what_computing_takes(admission: Admission) -> None:
+def test_a_fetch_may_take_what_computing_takes(admission: Admission, clock: Clock) -> None:
     """Never more than the time-out; never too little to try at all."""
     assert admission.fetch_budget_s(10, 5.0) == UNKNOWN_BUDGET_S
     assert admission.fetch_budget_s(10, 1.0) == 1.0
-    chunk_takes(admission, 0.1)
-    assert admission.fetch_budget_s(10, 5.0) == pytest.approx(1.0)
+    chunk_takes(admission, clock, 0.1)
+    assert admission.fetch_budget_s(10, 5.0) == pytest.approx(BUDGET_SLACK)
+    assert admission.fetch_budget_s(10, 5.0, prefill_tokens=5 * TOKENS) == pytest.approx(1.5 * BUDGET_SLACK)
     assert admission.fetch_budget_s(100, 5.0) == 5.0
-    chunk_takes(admission, 0.001)
-    assert admission.fetch_budget_s(1, 5.0) == 0.05
 
 
-def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission) -> None:
+def test_a_small_fetch_gets_a_least_time(admission: Admission, clock: Clock) -> None:
+    chunk_takes(admission, clock, 0.001)
+    assert admission.fetch_budget_s(1, 5.0) == LEAST_BUDGET_S
+
+
+def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission, clock: Clock) -> None:
     """A twentieth of what computing it takes, or the configured time if that is longer; a second at the most."""
     assert admission.lookup_patience_s(1000, 0.05) == UNKNOWN_PATIENCE_S
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     assert admission.lookup_patience_s(5, 0.05) == 0.05
     assert admission.lookup_patience_s(100, 0.05) == pytest.approx(0.5)
     assert admission.lookup_patience_s(1000, 0.05) == 1.0
@@ -199,32 +231,25 @@ def test_a_long_prompt_waits_longer_for_the_lookup(admission: Admission) -> None
 
 
 @pytest.mark.parametrize(("chunks", "worth"), [(1, False), (2, False), (3, True)])
-def test_the_store_is_asked_about_what_takes_longer_to_compute(admission: Admission, chunks: int, worth: bool) -> None:
+def test_the_store_is_asked_about_what_takes_longer_to_compute(
+    admission: Admission, clock: Clock, chunks: int, worth: bool
+) -> None:
     """An answer and a load take a step each while others run."""
     assert admission.worth_asking(chunks)
-    chunk_takes(admission, 0.02)
+    chunk_takes(admission, clock, 0.02)
     assert admission.worth_asking(chunks)  # what a step takes is not known
-    for seconds in (0.5, 0.022, 0.022):  # the first one had a small prefill in it
-        admission.computed(3, seconds)
+    for seconds in (0.5, 0.022, 0.022):  # the first one was disturbed
+        compute(admission, clock, 3, seconds)
     assert admission.worth_asking(chunks) is worth
-
-
-def test_a_pause_is_no_step(admission: Admission) -> None:
-    chunk_takes(admission, 0.02)
-    for seconds in (0.005, 10.0, 10.0):
-        admission.computed(3, seconds)
-    admission.computed(0, 0.001)  # nothing but orders for the ranks
-    assert admission.decode_step_s == 0.005
-    assert admission.worth_asking(1)
 
 
 def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Rates are measured all the same, and shown."""
     admission = Admission(CHUNK, TOKENS, enabled=False, clock=clock)
     assert not admission.unmeasured(REMOTE)
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     settle(admission, REMOTE, 0.5)
-    admission.computed(1, 0.9)
+    compute(admission, clock, 1, 0.9)
     assert admission.allows(REMOTE)
     assert admission.worth_asking(1)
     assert admission.fetch_budget_s(1, 5.0) == 5.0
@@ -232,14 +257,16 @@ def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytes
     assert admission.figures()["read_bytes_per_second", REMOTE] == pytest.approx(CHUNK / 0.5)
 
 
-def test_the_decision_and_its_inputs_are_shown(admission: Admission) -> None:
+def test_the_decision_and_its_inputs_are_shown(admission: Admission, clock: Clock) -> None:
     """What was not measured is not shown."""
-    chunk_takes(admission, 0.1)
+    chunk_takes(admission, clock, 0.1)
     admission.read(REMOTE, CHUNK, 0.5)
-    admission.computed(1, 0.03)
+    compute(admission, clock, 1, 0.1)
     assert admission.figures() == {
-        ("prefill_tokens_per_second", None): pytest.approx(1000.0),
-        ("decode_step_seconds", None): 0.03,
+        ("prefill_tokens_per_second", None): pytest.approx(1111, rel=0.01),  # a step costs 0.1 s of 1 s
+        ("decode_step_seconds", None): pytest.approx(0.1),
+        ("chunk_compute_seconds", None): pytest.approx(0.09),
         ("read_bytes_per_second", REMOTE): pytest.approx(CHUNK / 0.5),
+        ("chunk_load_seconds", REMOTE): pytest.approx(0.5),
         ("admitted", REMOTE): 0.0,
     }

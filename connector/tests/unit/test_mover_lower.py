@@ -316,13 +316,13 @@ def test_a_probe_reads_a_part_and_throws_it_away(rank: Rank, tier: Tier) -> None
     assert [rank.row(slot) for slot in range(SLOTS)] == before
 
 
-def test_a_read_that_was_given_up_is_a_sample_of_a_slow_tier(rank: Rank) -> None:
+def test_a_read_that_was_given_up_bounds_the_speed_of_its_tier(rank: Rank) -> None:
     """Else a store that is too slow for its deadline would never be known as slow."""
     rank.stored_below(Tier.REMOTE, [0], [small(0, 1)])
     rank.reader.outcome = Outcome.TIMEOUT
     rank.load([0], [small(0, 1)], remote=[0])
     (sample,) = rank.until("its sample", lambda _, reports: bool(reports.samples))[2].samples
-    assert (sample.tier, sample.nbytes) == (Tier.REMOTE, 1)
+    assert (sample.tier, sample.nbytes, sample.at_most) == (Tier.REMOTE, PAYLOAD[1], True)
 
 
 def test_a_store_that_was_silent_is_told_and_says_nothing_about_speed(rank: Rank) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, RETRY, Make, Rig
-from kvpool_connector.scheduler.admission import FIRST_PROBE_S, PROBE_EVERY_S, UNKNOWN_BUDGET_S
+from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, RETRY, Busy, Make, Rig, compute
+from kvpool_connector.scheduler.admission import BUDGET_SLACK, FIRST_PROBE_S, PROBE_EVERY_S, UNKNOWN_BUDGET_S
+from kvpool_connector.scheduler.engine_view import IdleEngine
+from kvpool_connector.scheduler.lookups import Lookup
 from kvpool_connector.transfer import Reports, Sample, Tier
 
 A, B, C, D = KEYS[:4]
@@ -24,7 +26,7 @@ def sample(it: Rig, tier: Tier, seconds: float) -> None:
 
 def chunk_takes(it: Rig, seconds: float) -> None:
     """Computing does."""
-    it.admission.computed(64 * 64, 64 * seconds)
+    compute(it.admission, it.clock, 64 * 64, 64 * seconds)
 
 
 # ---- admission ---------------------------------------------------------------------------------------------------
@@ -84,40 +86,38 @@ def among_others(rig: Make) -> Rig:
     """Others run: a chunk takes 20 ms to compute, a step 15 ms. B and C are in memory, of others nothing is known."""
     it = rig(measured=True, remote=True, slots=8)
     chunk_takes(it, 0.02)
-    it.admission.computed(1, 0.015)
+    compute(it.admission, it.clock, 1, 0.015)
     it.stored(B, C)
     it.settle()
     it.presence.remote.add(D)
-    it.pool.lookups.others_run = lambda: True
     return it
 
 
 def test_the_end_of_a_prompt_is_computed_sooner_than_asked_for(among_others: Rig) -> None:
     """Two chunks in memory, one that only the store may know of: the load of the two does not wait for that answer."""
     it = among_others
-    it.pool.lookups.scan_begins(3)
+    it.pool.lookups.scan_begins(3, Busy())
     assert [it.pool.lookup(key, "r") for key in (B, C, D)] == [HIT, HIT, MISS]
     assert it.pool.counts["answer not waited for"] == 1
     it.step()
     sample(it, Tier.REMOTE, 0.001)
-    it.pool.lookups.scan_begins(1)
+    it.pool.lookups.scan_begins(1, Busy())
     assert it.pool.lookup(D, "later") is HIT  # it was asked about all the same
 
 
 def test_more_than_the_end_is_waited_for(among_others: Rig) -> None:
     it = among_others
-    it.pool.lookups.scan_begins(4)
+    it.pool.lookups.scan_begins(4, Busy())
     assert [it.pool.lookup(key, "r") for key in (B, C, D)] == [HIT, HIT, RETRY]
 
 
 def test_nothing_passes_while_one_waits_alone(among_others: Rig) -> None:
     """And what ran in one step may have ended in the next."""
     it = among_others
-    it.pool.lookups.scan_begins(1)
+    it.pool.lookups.scan_begins(1, Busy())
     assert it.pool.lookup(A, "r") is MISS
     it.step()
-    it.pool.lookups.others_run = lambda: False
-    it.pool.lookups.scan_begins(1)
+    it.pool.lookups.scan_begins(1, IdleEngine())
     assert it.pool.lookup(D, "s") is RETRY
 
 
@@ -163,7 +163,32 @@ def test_a_load_may_take_what_computing_takes(rig: Make) -> None:
     sample(it, Tier.REMOTE, 0.001)
     it.stored(C)
     it.presence.remote |= {A, B}
-    assert it.load(A, B, C).fetch_s == pytest.approx(0.4)
+    assert it.load(A, B, C).fetch_s == pytest.approx(0.4 * BUDGET_SLACK)
+
+
+def test_loads_that_queue_make_way_for_computing(rig: Make) -> None:
+    """A load waits behind those that were begun before it, in its tier; when they ended, the next one is begun."""
+    it = rig(measured=True, remote=True, slots=16)
+    chunk_takes(it, 0.1)
+    sample(it, Tier.REMOTE, 0.06)
+    keys = KEYS[:8]
+    it.presence.remote |= set(keys)
+    it.hits(*keys)
+    it.step()
+
+    def answers(req_id: str, *asked: bytes, prefill_tokens: int = 0) -> list[Lookup]:
+        it.pool.lookups.scan_begins(len(asked), Busy(prefill_tokens))
+        return [it.pool.lookup(key, req_id) for key in asked]
+
+    assert answers("first", *keys[:4]) == [HIT] * 4
+    it.pool.begin_load(keys[:4], "first")
+    it.step()
+    assert answers("second", *keys[4:6]) == [MISS] * 2
+    assert it.pool.counts["remote hit computed sooner than loaded"] == 2
+    assert answers("third", *keys[4:6], prefill_tokens=4 * 64) == [HIT] * 2
+    it.step()
+    it.pool.end_load("first")
+    assert answers("last", *keys[4:6]) == [HIT] * 2
 
 
 def test_admission_can_be_turned_off(rig: Make) -> None:

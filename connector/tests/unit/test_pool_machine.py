@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from connector.tests.unit.fakes import FakePresence
-from connector.tests.unit.pools import CHUNK_BYTES, CHUNK_TOKENS, HIT, PENDING, RETRY, Clock, disk_index
+from connector.tests.unit.pools import CHUNK_BYTES, CHUNK_TOKENS, HIT, PENDING, RETRY, Clock, compute, disk_index
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.lookups import MAX_FAILED_LOADS
@@ -302,7 +302,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.step()
         self.presence.hung = tier is Tier.REMOTE and not fast
         self.clock.now += 0.3
-        self.pool.admission.computed(CHUNK_TOKENS * 64, 64 * 0.01)
+        compute(self.pool.admission, self.clock, CHUNK_TOKENS * 64, 64 * 0.01)
         self.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, 0.001 if fast else 0.1)]))
 
     # ---- what must hold --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from connector.tests.unit.fakes import FakePresence
-from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, Make
+from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, Make, compute
 from kvpool_connector.scheduler.spills import BATCH
 from kvpool_connector.transfer import Reports, Sample, Tier
 
@@ -371,7 +371,7 @@ def test_a_slow_disk_does_not_hide_the_store(rig: Make, tmp_path: Path) -> None:
     it = rig(tmp_path, measured=True, remote=True)
     it.only_below(A)
     it.presence.remote.add(A)
-    it.admission.computed(64 * 64, 64 * 0.002)
+    compute(it.admission, it.clock, 64 * 64, 64 * 0.002)
     for tier, seconds in ((Tier.DISK, 0.01), (Tier.REMOTE, 0.0001)):
         it.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, seconds)]))
     transfer = it.load(A)

@@ -25,6 +25,8 @@ class Contents:
     presence: Presence | None
     admission: Admission
     events: Events
+    loading: Counter[Tier] = dataclasses.field(default_factory=Counter)
+    """Chunks that each lower tier has still to deliver for loads that were begun."""
     broken: str = ""
     """Why nothing is loaded or stored any more; empty while all is well."""
     counts: Counter[str] = dataclasses.field(default_factory=Counter)

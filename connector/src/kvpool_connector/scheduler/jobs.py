@@ -80,7 +80,11 @@ class Jobs:
         contents.counts["chunks loaded from memory"] += len(keys) - fetched
         contents.counts["chunks loaded from disk"] += len(from_disk)
         contents.counts["chunks loaded from remote"] += len(from_remote)
-        budget = contents.admission.fetch_budget_s(fetched, self._fetch_s) if fetched else 0.0
+        contents.loading.update({Tier.DISK: len(from_disk), Tier.REMOTE: len(from_remote)})
+        budget = 0.0
+        if fetched:
+            prefill_tokens = self._lookups.engine.prefill_tokens()
+            budget = contents.admission.fetch_budget_s(fetched, self._fetch_s, prefill_tokens)
         transfer = Transfer(
             Kind.LOAD, self._issue(), req_id, tuple(keys), tuple(slots), tuple(from_disk), tuple(from_remote), budget
         )
@@ -93,6 +97,7 @@ class Jobs:
         running = self._running.pop(self._load_of.pop(req_id))
         transfer = running.transfer
         fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
+        self._contents.loading.subtract({Tier.DISK: len(transfer.from_disk), Tier.REMOTE: len(transfer.from_remote)})
         self._spills.held(Tier.REMOTE, [transfer.slots[p] for p in transfer.from_remote], running.generation)
         if transfer.from_disk:
             assert self._contents.disk is not None
@@ -219,5 +224,6 @@ class Jobs:
     def reset(self) -> None:
         """All transfers are nobody's from now on."""
         self._running.clear()
+        self._contents.loading.clear()
         self._load_of.clear()
         self._store_of.clear()

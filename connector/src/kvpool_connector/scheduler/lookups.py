@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from kvpool_connector.scheduler.contents import Contents
+from kvpool_connector.scheduler.engine_view import EngineView, IdleEngine
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.scheduler.waiting import WaitingRequests
 from kvpool_connector.tiers.keymap import Key
@@ -51,11 +52,12 @@ class Lookups:
         self._tiers: dict[str, frozenset[Tier]] = {}  # of requests that may load from some only
         self.waiting = WaitingRequests()
         self._checked = False  # for answers, in this step
-        self.others_run: Callable[[], bool] = lambda: False
-        """Whether a step of other requests passes until a request that waits is looked up again; set by who knows the engine."""
-        self._others_run: bool | None = None  # in this step
+        self.engine: EngineView = IdleEngine()
+        """The engine as the last scan saw it."""
         self._scanned_to = 0
         self._scanned_from = 0  # `promised` at the scan's beginning; -1: something else was found in it
+        self._scanned_chunks = 0
+        self._pays: dict[Tier, bool] = {}  # for the request that is scanned
         self._unexceptional = ""  # the request of which it is known, in this step
         self.probes: list[Probe] = []
 
@@ -64,10 +66,13 @@ class Lookups:
         many keys in a row a request needs of them at most."""
         self._windows = windows
 
-    def scan_begins(self, chunks: int) -> None:
+    def scan_begins(self, chunks: int, engine: EngineView) -> None:
         """The next lookups are of a request that has so many chunks beyond those on the device."""
+        self.engine = engine
+        self._scanned_chunks = chunks
         self._scanned_from = len(self.promised)
         self._scanned_to = self._scanned_from + chunks
+        self._pays.clear()
 
     def restrict(self, req_id: str, tiers: frozenset[Tier]) -> None:
         """A new request may load from these tiers only."""
@@ -145,7 +150,9 @@ class Lookups:
             self.waiting or self.failed_loads or self._tiers or self._contents.broken or self._verification
         )
         self.waiting.next_step()
-        self._checked, self._others_run, self._unexceptional = False, None, ""
+        self._checked = False
+        self._unexceptional = ""
+        self._pays.clear()
         if self._contents.disk is not None:
             self._contents.disk.end_step()
         if self._contents.presence is not None:
@@ -187,10 +194,8 @@ class Lookups:
 
     def _wait_or_compute(self) -> Lookup:
         """The store was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
-        if self._others_run is None:
-            self._others_run = self.others_run()
         chunks = max(self._scanned_to - len(self.promised), 1)
-        if not self._others_run or self._contents.admission.worth_asking(chunks):
+        if self._contents.admission.worth_asking(chunks) or not self.engine.others_run():
             return Lookup.RETRY
         self._contents.counts["answer not waited for"] += 1
         return Lookup.MISS
@@ -212,11 +217,29 @@ class Lookups:
         if not allowed:
             self._contents.counts[f"{tier.value} hit not admitted"] += 1
             return Lookup.MISS
+        if not self._load_pays(tier):
+            self._contents.counts[f"{tier.value} hit computed sooner than loaded"] += 1
+            return Lookup.MISS
         return self._reserve(key, source)
+
+    def _load_pays(self, tier: Tier) -> bool:
+        """Return the one answer for all hits of the scanned request in a tier.
+
+        A request is loaded from a tier as a whole or not at all, so the loads that count as queued
+        are those that were begun for other requests.
+        """
+        pays = self._pays.get(tier)
+        if pays is None:
+            queued = self._contents.loading[tier]
+            chunks = max(self._scanned_chunks, 1)
+            pays = not queued or self._contents.admission.pays(tier, chunks, queued, self.engine.prefill_tokens())
+            self._pays[tier] = pays
+        return pays
 
     def _reserve(self, key: Key, source: int) -> Lookup:
         for promised in self.promised:  # only now, since holding each slot at each hit would double a lookup's cost
             self._index.hold(promised)
+        self._scanned_to -= len(self.promised)
         self.promised.clear()
         self._scanned_from = -1
         evicted: list[tuple[Key, int]] = []

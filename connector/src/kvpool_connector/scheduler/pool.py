@@ -105,7 +105,7 @@ class Pool:
         for ticket, ranks in reports.spilled.items():
             self._on_spilled(ticket, ranks)
         for sample in reports.samples:
-            self.admission.read(sample.tier, sample.nbytes, sample.seconds)
+            self.admission.read(sample.tier, sample.nbytes, sample.seconds, at_most=sample.at_most)
         self.counts.update(reports.counts)
         if reports.counts[STORE_SILENT] and self.contents.presence is not None:
             self.contents.presence.doubt()

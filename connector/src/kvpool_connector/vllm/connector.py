@@ -15,11 +15,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
-from vllm.v1.request import RequestStatus
 
 from kvpool_connector.log import get_logger
+from kvpool_connector.vllm.engine_view import RunningRequests
 from kvpool_connector.vllm.half import StopOrContinue
-from kvpool_connector.vllm.handover import Role, held_elsewhere, offer, promised
+from kvpool_connector.vllm.handover import held_elsewhere, offer, promised
 from kvpool_connector.vllm.keys import covered
 from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.messages import KVPoolMetadata, KVPoolWorkerMetadata
@@ -52,7 +52,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         prepare(vllm_config, kv_cache_config, role)
         super().__init__(vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            self._manager.pool.lookups.others_run = self._others_run
+            self._engine = RunningRequests(self.scheduler, self._manager.role)
             self._manager.pool.lookups.set_windows(
                 {
                     # As `make_offload_key` names a group. Two more than the window: vLLM needs one more for a last chunk that is
@@ -98,11 +98,13 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         """Called after `get_transfer_results` in the same step, so a failure travels with its completion."""
         stock = super().build_connector_worker_meta()
         reports = self._worker.mover.outbox.take_reports()
+        metadata = self._connector_metadata
+        pass_number = metadata.pass_number if isinstance(metadata, KVPoolMetadata) else 0
         if stock is None:
-            if not reports:
+            if not reports and not pass_number:
                 return None
             stock = OffloadingWorkerMetadata()
-        return KVPoolWorkerMetadata(stock.completed_jobs, stock.transfer_stats, reports)
+        return KVPoolWorkerMetadata(stock.completed_jobs, stock.transfer_stats, reports, pass_number)
 
     # ---- scheduler process, scheduler thread -------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         :mod:`kvpool_connector.vllm.handover`."""
         if not self._manager.serves(request.request_id):
             return 0, False
-        self._manager.scan_begins(request.num_tokens - num_computed_tokens)
+        self._manager.scan_begins(request.num_tokens - num_computed_tokens, self._engine)
         tokens, loads = super().get_num_new_matched_tokens(request, num_computed_tokens)
         params = request.kv_transfer_params
         if tokens is None or not params:
@@ -139,11 +141,6 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         if self._manager.awaits(request.request_id, min(whole, self._manager.whole_chunks(promised(params))) - found):
             return None, False
         return tokens, loads
-
-    def _others_run(self) -> bool:
-        """A decode engine waits for what its prefill engine writes, whoever else runs."""
-        statuses = self.scheduler._req_status.values()
-        return self._manager.role is not Role.CONSUMER and any(s.req.status is RequestStatus.RUNNING for s in statuses)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """See :meth:`request_finished_all_groups`, which vLLM calls unless another connector beside this one lacks it."""
@@ -166,15 +163,18 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVPoolMetadata:
         """The stock jobs of this step, and our orders."""
-        self._manager.step_begins(scheduler_output.total_num_scheduled_tokens)
         stock = super().build_connector_meta(scheduler_output)
         assert isinstance(stock, OffloadingConnectorMetadata)
-        return KVPoolMetadata(stock.load_jobs, stock.store_jobs, stock.jobs_to_flush, self._manager.take_orders())
+        orders = self._manager.take_orders()
+        pass_number = self._manager.pass_launched(scheduler_output.total_num_scheduled_tokens)
+        return KVPoolMetadata(stock.load_jobs, stock.store_jobs, stock.jobs_to_flush, orders, pass_number)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Reports first: the parent then completes the same transfers."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, KVPoolWorkerMetadata):
+            if meta.pass_number:
+                self._manager.pass_ended(meta.pass_number)
             self._manager.on_reports(meta.reports)
         super().update_connector_output(connector_output)
 

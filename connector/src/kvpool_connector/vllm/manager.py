@@ -23,6 +23,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvpool_connector.log import get_logger
+from kvpool_connector.scheduler.engine_view import EngineView
 from kvpool_connector.scheduler.lookups import ALL_TIERS, Lookup
 from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
@@ -98,7 +99,6 @@ class KVPoolManager(OffloadingManager):
         self._chunk_tokens = spec.chunk_tokens
         self.shape = Shape(spec.chunk_tokens, spec.chunk_parts, spec.identity)
         self._stats_at = 0.0
-        self._step_began: tuple[float, int] | None = None
         logger.info("kvpool: %s", spec.describe())
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
@@ -109,9 +109,9 @@ class KVPoolManager(OffloadingManager):
         """The tier, for vLLM's metrics."""
         return _SOURCES[self.pool.tier_of(self._keys([key], req_context)[0])]
 
-    def scan_begins(self, tokens: int) -> None:
+    def scan_begins(self, tokens: int, engine: EngineView) -> None:
         """Called by the connector before the lookups of a request that has so many tokens beyond those on the device."""
-        self.pool.lookups.scan_begins(tokens // self._chunk_tokens)
+        self.pool.lookups.scan_begins(tokens // self._chunk_tokens, engine)
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         """See :meth:`Jobs.begin_load`."""
@@ -192,14 +192,13 @@ class KVPoolManager(OffloadingManager):
         """Called by the connector when the step's stores are known."""
         return self.pool.take_orders()
 
-    def step_begins(self, tokens: int) -> None:
-        """The engine is about to compute so many tokens. Steps follow each other without a pause while there is work, so the
-        time between two of them is what the first one took."""
-        now = time.monotonic()
-        if self._step_began is not None:
-            began, previous = self._step_began
-            self.pool.admission.computed(previous, now - began)
-        self._step_began = (now, tokens)
+    def pass_launched(self, tokens: int) -> int:
+        """Called by the connector when a pass of so many tokens goes to the ranks; see :meth:`Passes.launch`."""
+        return self.pool.admission.pass_launched(tokens)
+
+    def pass_ended(self, number: int) -> None:
+        """Called by the connector when the output of a pass is back."""
+        self.pool.admission.pass_ended(number)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """See :meth:`Pool.end_step`."""

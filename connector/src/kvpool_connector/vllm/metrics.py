@@ -27,9 +27,12 @@ CHUNK_TOKENS = "kvpool:chunk_tokens"
 CHUNK_PARTS = "kvpool:chunk_parts"
 IDENTITY = "kvpool:identity_info"
 _ADMISSION = {
-    "prefill_tokens_per_second": "Prefill rate of this engine, the best of late; input of the admission decision.",
-    "decode_step_seconds": "What a step takes that only decodes, the best of late; input of the same decision.",
-    "read_bytes_per_second": "Measured read rate of a tier per rank; input of the admission decision.",
+    "prefill_tokens_per_second": "Prompt tokens that a forward pass of this engine computes in a second.",
+    "decode_step_seconds": "How long a forward pass takes that only decodes.",
+    "read_bytes_per_second": "Measured read rate of a tier per rank.",
+    "chunk_compute_seconds": "How long computing a chunk takes: one side of the admission decision.",
+    "chunk_load_seconds": "How long reading a chunk from a tier takes: the other side of the admission decision.",
+    "load_queue_chunks": "Chunks that a tier has still to deliver for loads that were begun.",
     "admitted": "1 while hits of a tier are loaded, 0 while computing is faster.",
 }
 
@@ -88,6 +91,8 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
         stats.set_gauge(REACHABLE, float(reachable))
     for (figure, tier), value in pool.admission.figures().items():
         stats.set_gauge(f"kvpool:{figure}", value, ("" if tier is None else tier.value,))
+    for tier, chunks in pool.contents.loading.items():
+        stats.set_gauge("kvpool:load_queue_chunks", chunks, (tier.value,))
     return stats
 
 

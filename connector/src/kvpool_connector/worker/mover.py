@@ -23,7 +23,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.tiers.slab import Slab
-from kvpool_connector.transfer import Kind, Orders, Probe, Sample, Spill, Tier, Transfer
+from kvpool_connector.transfer import Kind, Orders, Probe, Spill, Tier, Transfer
 from kvpool_connector.worker.copier import Copier
 from kvpool_connector.worker.device.base import Chunk, Device
 from kvpool_connector.worker.job import Done, Job
@@ -31,6 +31,7 @@ from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
 from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
 from kvpool_connector.worker.rows import Parts, Rows
+from kvpool_connector.worker.sampling import sample_of
 
 logger = get_logger(__name__)
 
@@ -207,7 +208,8 @@ class Mover:
     ) -> None:
         job.failed |= {p: o.value for p, o in zip(positions, outcomes, strict=True) if o is not Outcome.HIT}
         keys = [job.transfer.keys[p] for p in positions]
-        self._sample(tier, keys, outcomes, time.monotonic() - started)
+        read_s = time.monotonic() - started
+        self._sample(tier, keys, outcomes, read_s, started - job.started, job.transfer.fetch_s)
         self._next_stage(job, tier)
 
     def _probe(self, probe: Probe) -> None:
@@ -223,16 +225,19 @@ class Mover:
             return
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
 
-    def _sample(self, tier: Tier, keys: Sequence[bytes], outcomes: Sequence[Outcome], seconds: float) -> None:
-        """A timed read. One that was given up counts with what it brought in its time: the tier is
-        at most that fast. A store that fell silent is not measured by that: how fast it is when it
-        answers, nobody knows."""
-        if Outcome.STALLED in outcomes:
-            return
-        payload_bytes = self._rows.parts.payload_bytes
-        nbytes = sum(payload_bytes(key) for key, outcome in zip(keys, outcomes, strict=True) if outcome is Outcome.HIT)
-        if nbytes or any(outcome is Outcome.TIMEOUT for outcome in outcomes):
-            self.outbox.sample(Sample(tier, max(nbytes, 1), seconds))
+    def _sample(
+        self,
+        tier: Tier,
+        keys: Sequence[bytes],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+        waited_s: float = 0.0,
+        budget_s: float = 0.0,
+    ) -> None:
+        sizes = [self._rows.parts.payload_bytes(key) for key in keys]
+        sample = sample_of(tier, sizes, outcomes, seconds, waited_s=waited_s, budget_s=budget_s)
+        if sample is not None:
+            self.outbox.sample(sample)
 
     def _spill(self, spill: Spill) -> None:
         if spill.tier is Tier.DISK and self._disk is not None:
