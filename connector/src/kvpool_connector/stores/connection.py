@@ -17,6 +17,8 @@ import struct
 import time
 from collections.abc import Sequence
 
+from kvpool_connector.stores.resolver import RESOLVER, Unresolved
+
 Buffer = bytes | memoryview
 _READ_AHEAD = 4096
 _LONGEST_LINE = 4096
@@ -63,21 +65,23 @@ class Connection:
         quick_ack: bool = False,
     ) -> None:
         """Args:
-        stall_s: how long the server may be silent, also before it accepts the connection.
+        stall_s: how long the server may be silent, also before it accepts the connection: for its name, and all addresses
+            that this has, together.
         quick_ack: for a server whose socket has no TCP_NODELAY: it holds a small reply back until the last one is
             acknowledged, which the kernel may put off for 40 ms.
         """
         self.stall_s = stall_s
         """May be changed between two calls."""
-        left = deadline - time.monotonic()
+        began = time.monotonic()
+        left = deadline - began
         if left <= 0:
             raise Late
         try:
-            self._socket = socket.create_connection((host, port), timeout=min(left, stall_s))
-        except TimeoutError:
-            raise Stalled(stall_s) if stall_s < left else Late(left) from None
-        except UnicodeError:  # from IDNA, for names such as "a..b"
-            raise OSError(f"{host!r} is not a host name") from None
+            self._socket = _dial(host, port, began + min(left, stall_s))
+        except TimeoutError as error:
+            if stall_s >= left:
+                raise Late(left) from None
+            raise error if isinstance(error, Unresolved) else Stalled(stall_s) from None
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -183,3 +187,32 @@ class Connection:
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
         (milliseconds,) = _LAST_DATA_RECEIVED.unpack(info)
         return float(milliseconds) / 1e3
+
+
+def _dial(host: str, port: int, until: float) -> socket.socket:
+    """Return a connected socket. Where a name has several addresses, each gets an equal share of the time that is left.
+
+    Raises:
+        TimeoutError: the time passed; `Unresolved` where it was the name's.
+        OSError: the name has no address, or none of them takes the connection.
+    """
+    addresses = RESOLVER.addresses(host, port, until)
+    fault: OSError = TimeoutError()
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        left_s = (until - time.monotonic()) / left
+        if left_s <= 0:
+            raise TimeoutError
+        try:
+            dialled = socket.socket(address.family, socket.SOCK_STREAM)
+        except OSError as error:  # a family that this kernel does not have
+            fault = error
+            continue
+        try:
+            dialled.settimeout(left_s)
+            dialled.connect(address.at)
+        except OSError as error:
+            fault = error
+            dialled.close()
+        else:
+            return dialled
+    raise fault
