@@ -18,6 +18,7 @@ from testkit.servers import wait_until
 def test_the_file_stays_short(tmp_path: Path) -> None:
     """It is rewritten while it is in use, from records of the past to the ones that count."""
     journal = journal_in(tmp_path, slots=4)
+    assert journal.flush(10)  # its thread has begun, and has no other file open
     files = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(5000):
         journal.stored(key_of(number), number % 4)

@@ -13,6 +13,14 @@ from kvpool_connector import threads
 
 T = TypeVar("T")
 
+_CALL_BYTES = 16 << 20
+
+
+def rows_of_call(row_bytes: int, rows: int) -> int:
+    """Return how many rows of an arena a call shall fill that may be given up, and so how many are set aside for it: some
+    16 MiB, but not more than an eighth of the arena, and at least one."""
+    return max(1, min(_CALL_BYTES // row_bytes, rows // 8))
+
 
 class Busy(TimeoutError):
     """A call that was given up has not returned yet."""
@@ -50,6 +58,10 @@ class Call(Generic[T]):
         for what in after:  # before another call may begin
             what()
         self._idle.set()
+
+    def ends(self, deadline: float) -> bool:
+        """Wait for the call's end until the deadline, and return whether it came."""
+        return self._idle.wait(max(deadline - time.monotonic(), 0))
 
     def result(self, deadline: float) -> T:
         """The function's, or what it raised. Asked for before the next call begins.

@@ -5,14 +5,13 @@ from __future__ import annotations
 from kvpool_connector.config import InfiniStoreRemote, LMCacheRemote, MooncakeRemote, RedisRemote, RemoteStore
 from kvpool_connector.stores.base import Store
 from kvpool_connector.stores.breaker import Breaker
+from kvpool_connector.stores.caller import rows_of_call
 from kvpool_connector.stores.infinistore import InfiniStore
 from kvpool_connector.stores.lmcache import LMCacheStore
 from kvpool_connector.stores.memory import Memory
 from kvpool_connector.stores.mooncake import MooncakeStore
 from kvpool_connector.stores.native import MOST_KEYS
 from kvpool_connector.stores.redis import RedisStore
-
-_CALL_BYTES = 16 << 20
 
 
 def make_store(config: RemoteStore, breaker: Breaker, memory: Memory | None = None, *, lends: bool = False) -> Store:
@@ -38,8 +37,8 @@ def make_store(config: RemoteStore, breaker: Breaker, memory: Memory | None = No
 
 
 def most_lent(config: RemoteStore | None, row_bytes: int, rows: int) -> int:
-    """Rows of an arena that are set aside for those that a read may leave lent, see `Store.lent`. As many as one call of a
-    package's own client shall fill: some 16 MiB, but not more than an eighth of the arena, and at least one."""
+    """Rows of an arena that are set aside for those that a read may leave lent, see `Store.lent`: as many as one call of a
+    package's own client shall fill."""
     if not isinstance(config, MooncakeRemote | InfiniStoreRemote):
         return 0
-    return max(1, min(_CALL_BYTES // row_bytes, MOST_KEYS, rows // 8))
+    return min(rows_of_call(row_bytes, rows), MOST_KEYS)

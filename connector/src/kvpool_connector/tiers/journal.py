@@ -29,6 +29,7 @@ from kvpool_connector import threads
 from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
 from kvpool_connector.tiers.ownership import PRIVATE, Ownership, unusable
+from kvpool_connector.tiers.starting import Beat
 
 logger = get_logger(__name__)
 
@@ -58,7 +59,7 @@ _Record = tuple[int, int, bytes]
 class Journal:
     """See the module's text. :attr:`errors` counts what went wrong, by name of the error, or "dropped" or "key"."""
 
-    def __init__(self, folder: Path, slots: int, row_bytes: int, identity: str) -> None:
+    def __init__(self, folder: Path, slots: int, row_bytes: int, identity: str, beat: Beat = lambda: None) -> None:
         """Take the lock, read what is there, start the thread.
 
         Args:
@@ -66,6 +67,7 @@ class Journal:
             slots: of each rank's slab.
             row_bytes: of a slot. A file made for another geometry or identity is started anew.
             identity: 32 hexadecimal digits.
+            beat: called after each step that may take long, see :func:`kvpool_connector.tiers.starting.started`.
 
         Raises:
             ConfigError: another process uses the folder, or no file can be made in it; names ``tiers.disk.path``.
@@ -78,6 +80,7 @@ class Journal:
         self._ending = False
         self._fd, self._end, self._rewrite_at = -1, 0, self._worth_rewriting()
         self._ownership = Ownership(folder, "index")
+        beat()
         try:
             self._recovered = self._open()
         except OSError as error:
@@ -119,15 +122,16 @@ class Journal:
         return written.wait(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Append what is queued, end the thread, release the folder. A second time does nothing."""
+        """Append what is queued, release the folder, end the thread. A second time does nothing.
+
+        All of it is the thread's, since on a disk that hangs even closing a file does not return.
+        """
         self._ending = True
         self._queue.put(None)
         self._hurry.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning("disk tier: the journal's thread hangs; %s stays locked until this process ends", self._path)
-        else:
-            self._release()
 
     def _put(self, record: _Record) -> None:
         if self._queue.qsize() < MAX_QUEUED:
@@ -199,6 +203,7 @@ class Journal:
             running = None not in items
             if running and self._end >= self._rewrite_at:
                 self._rewrite()
+        self._release()
 
     def _append(self, records: list[_Record]) -> None:
         """Always at the end of the last whole record: what a failed write left behind it is overwritten by the next."""

@@ -4,7 +4,8 @@ The slab knows no keys: the scheduler decides which slot holds what, the header 
 on every load). So nothing here is synchronised: a slot that was torn by a crash, a full disk or a bad sector reads as
 bytes which the check refuses, a miss. The file is private and preallocated: the tier never takes more than it was given.
 
-Belongs to one lane's thread. Only the constructor raises; reads and writes end in an outcome per slot.
+Belongs to one thread at a time. Only the constructor raises; reads and writes end in an outcome per slot. A call to a file
+system that hangs does not return: see :mod:`kvpool_connector.tiers.slab_calls` for what gives it up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kvpool_connector.config import ConfigError, format_bytes
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.ownership import PRIVATE, Ownership, unusable
+from kvpool_connector.tiers.starting import Beat
 
 logger = get_logger(__name__)
 
@@ -30,6 +32,8 @@ PAGE = 4096
 """Direct I/O wants memory, offset and length in multiples of the device's block, which is 512 or 4096 bytes."""
 _CALL_BYTES = 8 << 20
 """Most bytes of one system call, so that a deadline is looked at often. From 1 MiB on, a larger call is not faster."""
+_ALLOCATE_BYTES = 1 << 30
+"""Bytes of one call that reserves room: where a file system writes zeros for it, one call would take too long."""
 _LOG_EVERY_S = 10.0
 _LAYOUT_VERSION = 1
 
@@ -39,13 +43,16 @@ _Call = Callable[[int, Sequence[memoryview], int], int]
 class Slab:
     """The file ``rank-<n>.slab``, its lock, and beside it ``rank-<n>.json``, which says for what it was made."""
 
-    def __init__(self, folder: Path, rank: int, slots: int, row_bytes: int, identity: str) -> None:
+    def __init__(
+        self, folder: Path, rank: int, slots: int, row_bytes: int, identity: str, beat: Beat = lambda: None
+    ) -> None:
         """Open the file, or start it anew if it was made for something else.
 
         Args:
             folder: created if need be.
             row_bytes: of a slot and of an arena row, a multiple of PAGE.
             identity: parts of another identity would never be hit, so their room is given to new ones at once.
+            beat: called after each step that may take long, see :func:`kvpool_connector.tiers.starting.started`.
 
         Raises:
             ConfigError: the folder is in use or unusable (``tiers.disk.path``), or there is not enough room in it
@@ -60,8 +67,10 @@ class Slab:
         """Failed calls by name of the error, such as ENOSPC or EIO; "short": the file was cut behind our back."""
         self._logged_at = -_LOG_EVERY_S
         self._fd = -1
+        self._beat = beat
         self._path = folder / f"rank-{rank}.slab"
         self._ownership = Ownership(folder, f"rank-{rank}")
+        beat()
         try:
             self._prepare({"version": _LAYOUT_VERSION, "identity": identity, "slots": slots, "row_bytes": row_bytes})
             self._fd, self.direct = _open(self._path)
@@ -123,6 +132,7 @@ class Slab:
         if there:
             logger.info("disk tier: %s was made for other settings or another model: started anew", self._path)
         self._path.unlink(missing_ok=True)
+        self._beat()
         self._allocate(size)
         note.write_text(json.dumps(made_for))
 
@@ -133,7 +143,9 @@ class Slab:
             raise self._no_room(size, free)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE)
         try:
-            os.posix_fallocate(file, 0, size)
+            for offset in range(0, size, _ALLOCATE_BYTES):
+                os.posix_fallocate(file, offset, min(_ALLOCATE_BYTES, size - offset))
+                self._beat()
         except OSError as error:
             self._path.unlink()
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -15,6 +15,7 @@ from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.tiers.journal import Journal
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
+from kvpool_connector.tiers.starting import started
 from kvpool_connector.vllm.handover import Role
 from kvpool_connector.vllm.spec import KVPoolSpec
 
@@ -57,7 +58,13 @@ def _disk(spec: KVPoolSpec) -> DiskIndex | None:
     if tier is None:
         return None
     index = SlotIndex(spec.disk_slots, make_policy(tier.eviction_policy))
-    return DiskIndex(index, Journal(Path(tier.path), spec.disk_slots, spec.row_bytes, spec.identity))
+    folder = Path(tier.path)
+    journal = started(
+        folder,
+        lambda beat: Journal(folder, spec.disk_slots, spec.row_bytes, spec.identity, beat),
+        discard=lambda late: late.close(),
+    )
+    return DiskIndex(index, journal)
 
 
 def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presence:
