@@ -13,6 +13,10 @@ from before a cache reset can be recognised and dropped."""
 STORE_SILENT = "get stalled"
 """Among the counts of `Reports`: parts that were not read because the store was silent."""
 
+DISK_SILENT, DISK_RETURNED = "disk call given up", "disk call returned"
+"""Among the counts of `Reports`: calls to a rank's disk that were given up, and those of them that have returned since. While
+there are more of the first, some rank's disk does not answer."""
+
 
 class Tier(enum.Enum):
     """Where a part lies. The values are the labels of metrics."""

@@ -16,7 +16,7 @@ from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Spill, Tier,
 from kvpool_connector.worker.device.base import Chunk, Row
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.job import Done
-from kvpool_connector.worker.lower import Remote
+from kvpool_connector.worker.lower import Disk, Remote
 from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.rows import Parts
 from testkit.patience import PATIENCE_S
@@ -24,6 +24,8 @@ from testkit.servers import wait_until
 
 IDENTITY = "00112233445566778899aabbccddeeff"
 BLOCKS, PER_CHUNK, SLOTS = 16, 2, 12
+DISK_LENDS = 3
+"""Rows of one read from the slab."""
 GROUPS: list[list[tuple[int, int]]] = [[(1000, 1000), (3000, 2960)], [(512, 512)], [(128, 100)]]
 """Per group, its layers: bytes from block to block, and bytes that count."""
 PAYLOAD = [PER_CHUNK * sum(size for _, size in group) for group in GROUPS]
@@ -84,7 +86,8 @@ class Rank:
             ]
         )
         row_bytes = row_bytes_for(max(PAYLOAD))
-        self.arena = Arena(SLOTS + most_lent + 2, row_bytes)
+        disk_lends = 0 if folder is None else DISK_LENDS
+        self.arena = Arena(SLOTS + most_lent + disk_lends + 2, row_bytes)
         self.slab = None if folder is None else Slab(folder, 0, SLOTS, row_bytes, IDENTITY)
         self.data = {} if data is None else data
         self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
@@ -92,7 +95,7 @@ class Rank:
             device=self.device,
             arena=self.arena,
             parts=Parts(IDENTITY, name, lambda the_key: PAYLOAD[the_key[-1]], dtype),
-            slab=self.slab,
+            disk=None if self.slab is None else Disk(self.slab, disk_lends),
             remote=None if data is None else Remote(self.reader, self.writer, fetch_s, put_s, most_lent),
         )
         if data is not None:

@@ -14,7 +14,7 @@ from connector.tests.unit.fakes import FakeStore
 from connector.tests.unit.rank import IDENTITY
 from kvpool_connector.stores import Loan, Outcome
 from kvpool_connector.tiers.slab import PAGE, Slab
-from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
+from kvpool_connector.worker.lower import Disk, DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
 from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
@@ -38,7 +38,7 @@ class Rig:
         self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
         self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
         self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.outbox)
-        self.disk = DiskParts(self.slab, self.outbox)
+        self.disk = DiskParts(Disk(self.slab, 4), self.outbox)
         assert self.reader.greeted.wait(PATIENCE_S)
         assert self.writer.greeted.wait(PATIENCE_S)
 

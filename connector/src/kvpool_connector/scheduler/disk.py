@@ -18,6 +18,7 @@ class DiskIndex:
     def __init__(self, index: SlotIndex, journal: Journal) -> None:
         """Takes over what an earlier process left."""
         self._index, self._journal = index, journal
+        self._hanging = 0  # calls of the ranks
         for key, slot in journal.recovered():
             if not index.restore(key, slot):
                 journal.removed(slot)
@@ -34,14 +35,23 @@ class DiskIndex:
         """What can be read from the slabs, in no order."""
         return [key for key, slot in self._index if self._index.usable(slot)]
 
+    @property
+    def answers(self) -> bool:
+        """Whether no rank has a call to its disk that hangs. Else nothing is read or written; what is there, stays."""
+        return not self._hanging
+
+    def on_calls(self, given_up: int, returned: int) -> None:
+        """Note how many calls to their disks the ranks gave up, and how many of such calls have returned."""
+        self._hanging += given_up - returned
+
     def __contains__(self, key: Key) -> bool:
         """Stored, or being stored."""
         return key in self._index
 
     def find(self, key: Key) -> int | None:
-        """The slot that holds a key's bytes; promised until the end of the scheduling step."""
+        """The slot that holds a key's bytes, if they can be read; promised until the end of the scheduling step."""
         slot = self._index.find(key)
-        if slot is None or not self._index.usable(slot):
+        if self._hanging or slot is None or not self._index.usable(slot):
             return None
         self._index.hold(slot)
         return slot

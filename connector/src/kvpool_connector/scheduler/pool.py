@@ -25,7 +25,7 @@ from kvpool_connector.scheduler.spills import DiskTarget, Spills, Target, WriteP
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.stores import ELSEWHERE
 from kvpool_connector.tiers.slots import SlotIndex
-from kvpool_connector.transfer import STORE_SILENT, Orders, Reports, Ticket, Tier
+from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, STORE_SILENT, Orders, Reports, Ticket, Tier
 
 logger = get_logger(__name__)
 
@@ -107,6 +107,8 @@ class Pool:
         for sample in reports.samples:
             self.admission.read(sample.tier, sample.nbytes, sample.seconds, at_most=sample.at_most)
         self.counts.update(reports.counts)
+        if self.disk is not None:
+            self.disk.on_calls(reports.counts[DISK_SILENT], reports.counts[DISK_RETURNED])
         if reports.counts[STORE_SILENT] and self.contents.presence is not None:
             self.contents.presence.doubt()
         if self.contents.presence is not None and any(reports.counts[refusal] for refusal in ELSEWHERE):

@@ -57,10 +57,14 @@ class DiskTarget:
     """The ranks' slabs."""
 
     tier = Tier.DISK
-    usable = True
 
     def __init__(self, disk: DiskIndex, policy: WritePolicy) -> None:
         self._disk, self.policy = disk, policy
+
+    @property
+    def usable(self) -> bool:
+        """See :class:`Target`."""
+        return self._disk.answers
 
     def lacks(self, key: Key, slot: int) -> bool:
         """See :class:`Target`."""

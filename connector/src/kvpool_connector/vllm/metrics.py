@@ -23,6 +23,7 @@ CAPACITY = "kvpool:capacity_chunks"
 PINNED = "kvpool:pinned_chunks"
 BROKEN = "kvpool:broken"
 REACHABLE = "kvpool:store_reachable"
+DISK_ANSWERS = "kvpool:disk_answers"
 CHUNK_TOKENS = "kvpool:chunk_tokens"
 CHUNK_PARTS = "kvpool:chunk_parts"
 IDENTITY = "kvpool:identity_info"
@@ -47,6 +48,7 @@ DEFINITIONS: dict[str, OffloadingMetricMetadata] = {
     PINNED: OffloadingGaugeMetadata("Chunks in memory that are being written to lower tiers."),
     BROKEN: OffloadingGaugeMetadata("1 while nothing is loaded or stored because of a fault. Alert on it."),
     REACHABLE: OffloadingGaugeMetadata("1 while the remote store answers."),
+    DISK_ANSWERS: OffloadingGaugeMetadata("1 while the disk tier answers, 0 while a call to some rank's disk hangs."),
     CHUNK_TOKENS: OffloadingGaugeMetadata("Tokens of a chunk: hits are counted in whole chunks."),
     CHUNK_PARTS: OffloadingGaugeMetadata("Parts of a chunk in a shared store, over all KV groups and ranks."),
     IDENTITY: OffloadingGaugeMetadata("Always 1. Engines whose digests differ share nothing.", ("digest",)),
@@ -85,6 +87,7 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
     if pool.disk is not None:
         stats.set_gauge(RESIDENT, len(pool.disk), ("disk",))
         stats.set_gauge(CAPACITY, pool.disk.slots, ("disk",))
+        stats.set_gauge(DISK_ANSWERS, float(pool.disk.answers))
     stats.set_gauge(PINNED, pool.spills.pinned)
     stats.set_gauge(BROKEN, float(bool(pool.broken)))
     if (reachable := pool.store_reachable) is not None:

@@ -22,6 +22,7 @@ from kvpool_connector.config import ConfigError, ConnectorConfig, format_bytes
 from kvpool_connector.format import part_name
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Breaker, Memory, Store
+from kvpool_connector.stores.caller import rows_of_call
 from kvpool_connector.stores.factory import make_store, most_lent
 from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.transfer import Transfer
@@ -33,7 +34,8 @@ logger = get_logger(__name__)
 EXTRA_KEY = "kvpool.settings"
 """Where the connector leaves `Settings` for the spec: vLLM hands a spec nothing but the extra configuration."""
 SPARE_ROWS = 2
-"""Rows of an arena beyond the slots: for comparisons and for probes. Like those for `most_lent`, part of the byte budget."""
+"""Rows of an arena beyond the slots: for comparisons and for probes. Like those for `most_lent` and `disk_lends`, part of the
+byte budget."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +75,12 @@ class KVPoolSpec(OffloadingSpec):
             self.chunk_tokens // (tokens * self.blocks_per_chunk) for tokens in self.tokens_per_block
         )
         self.row_bytes = row_bytes_for(self.chunk_bytes)
-        rows = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 2)
-        self.most_lent = most_lent(self.settings.remote, self.row_bytes, rows)
-        self.spare_rows = SPARE_ROWS + self.most_lent
-        self.slots = rows - self.spare_rows
         disk = self.settings.tiers.disk
+        rows = self._rows_of("tiers.cpu.size", self.settings.tiers.cpu.size, SPARE_ROWS + 2 + (disk is not None))
+        self.most_lent = most_lent(self.settings.remote, self.row_bytes, rows)
+        self.disk_lends = 0 if disk is None else rows_of_call(self.row_bytes, rows)
+        self.spare_rows = SPARE_ROWS + self.most_lent + self.disk_lends
+        self.slots = rows - self.spare_rows
         self.disk_slots = 0 if disk is None else self._rows_of("tiers.disk.size", disk.size, 1)
 
     def _rows_of(self, field: str, size: int, least: int) -> int:

@@ -14,11 +14,12 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.tiers.arena import Arena, row_bytes_for
 from kvpool_connector.tiers.slab import Slab
+from kvpool_connector.tiers.starting import started
 from kvpool_connector.transfer import Transfer
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec, device_of
 from kvpool_connector.worker.device.base import Chunk, Device, Page
 from kvpool_connector.worker.device.cpu import CpuDevice
-from kvpool_connector.worker.lower import Remote
+from kvpool_connector.worker.lower import Disk, Remote
 from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.null import NullMover
 from kvpool_connector.worker.rows import Parts
@@ -126,7 +127,7 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         )
     arena = Arena(spec.slots + spec.spare_rows, spec.row_bytes)
     # After the arena: should that not be had, no lock on the folder stays behind.
-    slab = None if tier is None else Slab(Path(tier.path), rank, spec.disk_slots, spec.row_bytes, spec.identity)
+    disk = None if tier is None else Disk(_slab(spec, Path(tier.path)), spec.disk_lends)
     device.adopt(arena)
     arena.populate()
     index_of = {group.group_id: number for number, group in enumerate(spec.config.groups)}
@@ -140,7 +141,19 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         payload_bytes=lambda key: payload[key[-4:]],  # vLLM's key ends in the group: make_offload_key
         dtype=spec.config.model.dtype,
     )
-    return Mover(device=device, arena=arena, parts=parts, slab=slab, remote=_remote(spec, arena))
+    return Mover(device=device, arena=arena, parts=parts, disk=disk, remote=_remote(spec, arena))
+
+
+def _slab(spec: KVPoolSpec, folder: Path) -> Slab:
+    """Raises:
+    ConfigError: the folder cannot be used, or its file system does not answer.
+    """
+    rank, slots = spec.config.parallel.rank, spec.disk_slots
+    return started(
+        folder,
+        lambda beat: Slab(folder, rank, slots, spec.row_bytes, spec.identity, beat),
+        discard=lambda late: late.close(),
+    )
 
 
 def chunks_of(spec: GPULoadStoreSpec, blocks_per_chunk: int) -> list[Chunk]:

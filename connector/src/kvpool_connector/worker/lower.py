@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Loan, Outcome, Store
 from kvpool_connector.tiers.slab import Slab
-from kvpool_connector.transfer import Ticket
+from kvpool_connector.tiers.slab_calls import MOST_WRITTEN, SlabCalls
+from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, Ticket
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
 from kvpool_connector.worker.outbox import Outbox
 
 logger = get_logger(__name__)
-
-_SLAB_BATCH = 8
-"""Rows of one turn of the disk lane, so that a read waits for no more than one such write."""
 
 
 def _missing(outcomes: Sequence[Outcome]) -> set[int]:
@@ -123,11 +121,21 @@ class RemoteParts:
         store.errors.clear()
 
 
-class DiskParts:
-    """One lane for reads and writes of the slab; reads go first."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disk:
+    """The disk tier as a rank uses it."""
 
-    def __init__(self, slab: Slab, outbox: Outbox) -> None:
-        self._slab, self._outbox, self._dropping = slab, outbox, False
+    slab: Slab
+    most_lent: int
+    """Rows that a read which was given up may still fill."""
+
+
+class DiskParts:
+    """One lane for reads and writes of the slab; reads go first. Nothing on it waits for a disk that hangs: see `SlabCalls`."""
+
+    def __init__(self, disk: Disk, outbox: Outbox) -> None:
+        self._outbox, self._dropping = outbox, False
+        self._slab = SlabCalls(disk.slab, disk.most_lent, self._silence)
         self.read_lane = Lane("disk")
 
     def get(self, slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
@@ -138,17 +146,23 @@ class DiskParts:
         self._count_errors()
         return outcomes
 
+    @property
+    def lent(self) -> Loan | None:
+        """Rows of the last `get` that may still be filled. On the lane only."""
+        return self._slab.lent
+
     def write(self, ticket: Ticket, slots: Sequence[int], rows: Sequence[memoryview]) -> None:
-        """Queue a write. The rows stay as they are until the ticket is reported."""
+        """Queue a write, in turns so that a read waits for one of them at most. The rows stay as they are until the ticket is
+        reported."""
         missing: set[int] = set()
-        starts = range(0, len(slots), _SLAB_BATCH)
+        starts = range(0, len(slots), MOST_WRITTEN)
 
         def turn(start: int) -> None:
-            end = start + _SLAB_BATCH
+            end = start + MOST_WRITTEN
             lost = set(range(len(slots[start:end])))
             try:
                 if not self._dropping:
-                    outcomes = self._slab.write_from(slots[start:end], rows[start:end], float("inf"))
+                    outcomes = self._slab.write_from(slots[start:end], rows[start:end])
                     lost = _missing(outcomes)
                     for outcome in outcomes:
                         self._outbox.count(f"disk write {outcome.value}", 1)
@@ -167,13 +181,14 @@ class DiskParts:
         self._dropping = True
 
     def close(self, until: float) -> bool:
-        """Finish and end the lane. False if it still runs at that time."""
+        """Finish and end the lane. False if it, or a call to the disk, still runs at that time."""
         ended = self.read_lane.close(max(until - time.monotonic(), 0.1))
-        if ended:
-            self._slab.close()
-        return ended
+        return ended and self._slab.close(max(until, time.monotonic() + 0.1))
+
+    def _silence(self, silent: bool) -> None:
+        """From any thread."""
+        self._outbox.count(DISK_SILENT if silent else DISK_RETURNED, 1)
 
     def _count_errors(self) -> None:
-        for name, number in self._slab.errors.items():
+        for name, number in self._slab.take_errors().items():
             self._outbox.count(f"disk {name}", number)
-        self._slab.errors.clear()

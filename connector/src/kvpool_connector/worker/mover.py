@@ -5,10 +5,12 @@ Threads, and what they own:
 - vLLM's thread: ``store``, ``load``, ``order``, ``wait``, and the outbox. It queues and polls, and never waits but in ``wait``.
 - *copy* lane: the only one that touches KV memory; also seals and checks parts (`Copier`). Loads go before stores.
 - lanes of the lower tiers: see :mod:`kvpool_connector.worker.lower`. A fetch ends by its deadline whatever the tier does.
+- *alarms*: a fetch that still waits in a lane at its deadline is given up there, whatever holds the lane up.
 
 A load passes through up to three stages: slab to rows, store to rows, rows to KV memory. A row belongs to whoever the
-scheduler gave its slot to; it is given to nobody else before this job (or its spill) was reported. Where a store's call that
-was given up may still use a row, its slot gets another one, and a spill is reported when the call has returned. Every job ends
+scheduler gave its slot to; it is given to nobody else before this job (or its spill) was reported. Where a call to a store or
+a disk that was given up may still fill a row, its slot gets another one; a spill to a store is reported when its call has
+returned. Every job ends
 exactly once, and always as a success for vLLM, which asserts that; what failed travels in the reports.
 """
 
@@ -22,13 +24,13 @@ from collections.abc import Callable, Sequence
 from kvpool_connector.log import get_logger
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers.arena import Arena
-from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.transfer import Kind, Orders, Probe, Spill, Tier, Transfer
+from kvpool_connector.worker.alarms import Alarms
 from kvpool_connector.worker.copier import Copier
 from kvpool_connector.worker.device.base import Chunk, Device
 from kvpool_connector.worker.job import Done, Job
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
-from kvpool_connector.worker.lower import DiskParts, Remote, RemoteParts
+from kvpool_connector.worker.lower import Disk, DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
 from kvpool_connector.worker.rows import Parts, Rows
 from kvpool_connector.worker.sampling import sample_of
@@ -37,24 +39,28 @@ logger = get_logger(__name__)
 
 CLOSE_S = 5.0
 """For the end of all lanes together."""
+WAIT_TOLD_S = 10.0
+"""A wait for transfers that takes longer is told."""
 
 
 class Mover:
     """See the module's text."""
 
     def __init__(
-        self, *, device: Device, arena: Arena, parts: Parts, slab: Slab | None = None, remote: Remote | None = None
+        self, *, device: Device, arena: Arena, parts: Parts, disk: Disk | None = None, remote: Remote | None = None
     ) -> None:
         """Args:
-        arena: more rows than the scheduler has slots, see `Rows`: the spare ones are those that the store may lend.
+        arena: more rows than the scheduler has slots, see `Rows`: the spare ones are those that disk and store may lend.
         """
         self.outbox = Outbox()
-        self._device, self._rows = device, Rows(arena, parts, remote.most_lent if remote is not None else 0)
-        self._in_flight: set[int] = set()
+        most_lent = sum(tier.most_lent for tier in (disk, remote) if tier is not None)
+        self._device, self._rows = device, Rows(arena, parts, most_lent)
+        self._in_flight: dict[int, Job] = {}
         self._idle = threading.Condition()  # guards _in_flight
         self._copy = Lane("copy")
         self._copier = Copier(device, self._rows, self.outbox.count)
-        self._disk = DiskParts(slab, self.outbox) if slab is not None else None
+        self._alarms = Alarms()
+        self._disk = DiskParts(disk, self.outbox) if disk is not None else None
         self._remote = RemoteParts(remote, self.outbox) if remote is not None else None
         self._longest_s = (remote.fetch_s + remote.put_s if remote is not None else 0.0) + 5.0
 
@@ -80,9 +86,21 @@ class Mover:
                 lane.run(lambda probe=probe: self._probe(probe), NORMAL)  # type: ignore[misc]
 
     def wait(self, job_ids: set[int]) -> None:
-        """Block until these jobs left KV memory alone. Bounded: a fetch ends by its deadline, a copy is short."""
+        """Block until these jobs left KV memory and rows alone, since vLLM gives them to others then: at once, and without
+        asking. So nothing is abandoned here that could still touch them.
+
+        A store is a copy. A load is waited for after a reset of the cache only, and nobody wants what it brings any more: a
+        fetch that has not begun is given up, and one that has begun ends by its deadline, or before it where a disk hangs. Its
+        copy is waited for without a bound: it is short, and must not write into blocks that are another request's.
+        """
         with self._idle:
-            self._idle.wait_for(lambda: not (job_ids & self._in_flight))
+            waited_for = [job for job_id, job in self._in_flight.items() if job_id in job_ids]
+        for job in waited_for:
+            if (tier := job.queued) is not None:
+                self._give_up(job, tier)
+        with self._idle:
+            while not self._idle.wait_for(lambda: not (job_ids & self._in_flight.keys()), WAIT_TOLD_S):
+                logger.warning("vLLM waits for %d transfers, and goes on when they ended", len(waited_for))
 
     @property
     def idle(self) -> bool:
@@ -99,6 +117,7 @@ class Mover:
             tier.drop()
         ended = [tier.close(until) for tier in lower]
         ended.append(self._copy.close(max(until - time.monotonic(), 1.0)))
+        self._alarms.close()
         self._rows.arena.close()
         if all(ended):
             self._device.close()
@@ -111,16 +130,36 @@ class Mover:
         assert len(chunks) == len(transfer.keys), (len(chunks), len(transfer.keys))
         job = Job(job_id, transfer, chunks, self._device.fence(), time.monotonic())
         with self._idle:
-            self._in_flight.add(job_id)
+            self._in_flight[job_id] = job
         return job
 
     def _next_stage(self, job: Job, ended: Tier) -> None:
         """What comes after a stage of a load: disk, then the remote store, then the copy."""
         if ended is Tier.MEMORY and job.transfer.from_disk and self._disk is not None:
-            self._disk.read_lane.run(self._guarded(self._fetch_from_disk, job), URGENT)
+            self._queue(job, Tier.DISK, self._disk.read_lane, self._fetch_from_disk)
         elif ended is not Tier.REMOTE and job.transfer.from_remote and self._remote is not None:
-            self._remote.read_lane.run(self._guarded(self._fetch_from_remote, job), URGENT)
+            self._queue(job, Tier.REMOTE, self._remote.read_lane, self._fetch_from_remote)
         else:
+            self._copy.run(self._guarded(self._load, job), URGENT)
+
+    def _queue(self, job: Job, tier: Tier, lane: Lane, fetch: Callable[[Job], None]) -> None:
+        """Let a lane fetch, unless it does not come to it by the deadline."""
+
+        def begin(job: Job) -> None:
+            if job.claims(tier):
+                fetch(job)
+
+        job.queued = tier
+        lane.run(self._guarded(begin, job), URGENT)
+        self._alarms.at(job.deadline, lambda: self._give_up(job, tier))
+
+    def _give_up(self, job: Job, tier: Tier) -> None:
+        """From any thread: a fetch that has not begun will not, nor one from a tier after it. What arrived before is used."""
+        if job.claims(tier):
+            transfer = job.transfer
+            late = [*transfer.from_remote, *(position for position, _ in transfer.from_disk if tier is Tier.DISK)]
+            job.failed |= dict.fromkeys(late, Outcome.TIMEOUT.value)
+            self.outbox.count("fetch not begun in time", len(late))
             self._copy.run(self._guarded(self._load, job), URGENT)
 
     def _guarded(self, stage: Callable[[Job], None], job: Job) -> Callable[[], None]:
@@ -155,7 +194,7 @@ class Mover:
                            transfer.req_id, kind, len(failed), total, dict(Counter(failed.values())))  # fmt: skip
         self.outbox.done(Done(job.job_id, nbytes, seconds), transfer, failed, job.differed)
         with self._idle:
-            self._in_flight.discard(job.job_id)
+            self._in_flight.pop(job.job_id, None)
             self._idle.notify_all()
 
     # ---- copy lane ---------------------------------------------------------------------------------------
@@ -180,7 +219,8 @@ class Mover:
         rows = [self._rows.row(job.transfer.slots[p]) for p in positions]
         started = time.monotonic()
         slots = [slot for _, slot in job.transfer.from_disk]
-        outcomes = self._disk.get(slots, rows, job.started + job.transfer.fetch_s)
+        outcomes = self._disk.get(slots, rows, job.deadline)
+        self._replace_lent(self._disk, [job.transfer.slots[position] for position in positions])
         self._fetched(job, Tier.DISK, positions, outcomes, started)
 
     def _fetch_from_remote(self, job: Job) -> None:
@@ -190,17 +230,16 @@ class Mover:
         keys = [transfer.keys[position] for position in transfer.from_remote]
         parts = [self._rows.part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
         started = time.monotonic()
-        outcomes = self._remote.get(self._names(keys), parts, job.started + transfer.fetch_s)
-        self._replace_lent([transfer.slots[position] for position in transfer.from_remote])
+        outcomes = self._remote.get(self._names(keys), parts, job.deadline)
+        self._replace_lent(self._remote, [transfer.slots[position] for position in transfer.from_remote])
         for key, outcome in zip(keys, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
                 self._remove(key)
         self._fetched(job, Tier.REMOTE, transfer.from_remote, outcomes, started)
 
-    def _replace_lent(self, slots: Sequence[int]) -> None:
+    def _replace_lent(self, tier: DiskParts | RemoteParts, slots: Sequence[int]) -> None:
         """After a fetch into these slots: those that it may still fill get other rows, before anybody hears that it ended."""
-        assert self._remote is not None
-        if (loan := self._remote.lent) is not None:
+        if (loan := tier.lent) is not None:
             loan.then(self._rows.replace([slots[position] for position in loan.positions]))
 
     def _fetched(
@@ -218,9 +257,10 @@ class Mover:
         deadline = started + self._longest_s
         if probe.tier is Tier.DISK and self._disk is not None:
             outcomes = self._disk.get([probe.disk_slot], [self._rows.row(spare)], deadline)
+            self._replace_lent(self._disk, [spare])
         elif self._remote is not None:
             outcomes = self._remote.get(self._names([probe.key]), [self._rows.part(probe.key, spare)], deadline)
-            self._replace_lent([spare])
+            self._replace_lent(self._remote, [spare])
         else:
             return
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
