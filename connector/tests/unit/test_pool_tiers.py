@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from connector.tests.unit.fakes import FakePresence
-from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, Make, compute
+from connector.tests.unit.pools import CHUNK_BYTES, HIT, KEYS, MISS, PENDING, RETRY, Make, compute
 from kvpool_connector.scheduler.spills import BATCH
-from kvpool_connector.transfer import Reports, Sample, Tier
+from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, Reports, Sample, Tier
 
 A, B, C, D, E, F = KEYS[:6]
 MEMORY, DISK, REMOTE = Tier.MEMORY, Tier.DISK, Tier.REMOTE
@@ -384,3 +385,36 @@ def test_what_was_recovered_is_announced(rig: Make, tmp_path: Path) -> None:
     it.only_below(A)
     it.pool.close()
     assert rig(tmp_path).changes() == [(Tier.DISK, "stored", (A,))]
+
+
+# ---- a disk that hangs -------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_hangs_on_a_rank_is_left_alone(rig: Make, tmp_path: Path) -> None:
+    """Neither read nor written until the call has returned on every rank; what it holds stays known. The store is asked."""
+    pool = rig(tmp_path, remote=True, ranks=2)
+    pool.presence.remote.add(KEYS[1])
+    pool.only_below(KEYS[0])
+    pool.only_below(KEYS[1])
+    pool.pool.on_reports(Reports(counts=Counter({DISK_SILENT: 2})))
+    pool.presence.remote = {KEYS[1]}
+    pool.presence.expire()
+    assert [pool.lookup(KEYS[0]), pool.lookup(KEYS[1])] == [MISS, HIT]
+    assert pool.pool.tier_of(KEYS[1]) is Tier.REMOTE
+    pool.stored(KEYS[2])
+    assert [spill.tier for spill in pool.settle()] == [Tier.REMOTE]
+    pool.pool.on_reports(Reports(counts=Counter({DISK_RETURNED: 1})))
+    assert pool.lookup(KEYS[0]) is MISS
+    pool.pool.on_reports(Reports(counts=Counter({DISK_RETURNED: 1})))
+    assert pool.lookup(KEYS[0]) is HIT
+    assert pool.pool.tier_of(KEYS[0]) is Tier.DISK
+
+
+def test_a_request_that_waits_for_a_disk_is_told_at_once(rig: Make, tmp_path: Path) -> None:
+    """Its keys are scanned again with the report of the rank."""
+    pool = rig(tmp_path, measured=True)
+    pool.only_below(KEYS[0])
+    assert pool.pool.lookup(KEYS[0], "r") is RETRY
+    pool.step()
+    pool.pool.on_reports(Reports(counts=Counter({DISK_SILENT: 1})))
+    assert pool.pool.lookup(KEYS[0], "r") is MISS

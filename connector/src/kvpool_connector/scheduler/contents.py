@@ -10,6 +10,7 @@ from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.watchdog import Watchdog
 from kvpool_connector.tiers.keymap import Key
 from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.transfer import Tier
@@ -25,6 +26,7 @@ class Contents:
     presence: Presence | None
     admission: Admission
     events: Events
+    watchdog: Watchdog
     loading: Counter[Tier] = dataclasses.field(default_factory=Counter)
     """Chunks that each lower tier has still to deliver for loads that were begun."""
     broken: str = ""

@@ -90,12 +90,14 @@ class Jobs:
         )
         self._running[transfer.ticket] = _Running(transfer, contents.generation)
         self._load_of[req_id] = transfer.ticket
+        contents.watchdog.load_begins(transfer.ticket, req_id, budget)
         return transfer
 
     def end_load(self, req_id: str) -> bool:
         """All ranks ended the load; what failed was reported before, through :meth:`failed`. Returns whether nothing did."""
         running = self._running.pop(self._load_of.pop(req_id))
         transfer = running.transfer
+        self._contents.watchdog.load_ended(transfer.ticket)
         fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
         self._contents.loading.subtract({Tier.DISK: len(transfer.from_disk), Tier.REMOTE: len(transfer.from_remote)})
         self._spills.held(Tier.REMOTE, [transfer.slots[p] for p in transfer.from_remote], running.generation)
@@ -225,5 +227,6 @@ class Jobs:
         """All transfers are nobody's from now on."""
         self._running.clear()
         self._contents.loading.clear()
+        self._contents.watchdog.reset()
         self._load_of.clear()
         self._store_of.clear()

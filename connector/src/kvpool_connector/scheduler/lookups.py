@@ -133,6 +133,13 @@ class Lookups:
         self.exceptional = True
         self._unexceptional = ""
 
+    def give_up(self, req_id: str) -> None:
+        """The request has waited for too long: it is computed, whatever is found out meanwhile."""
+        self.failed_loads[req_id] = MAX_FAILED_LOADS
+        self.waiting.forget(req_id)
+        self.exceptional = True
+        self._unexceptional = ""
+
     def forget(self, req_id: str) -> None:
         """The request is finished."""
         self.failed_loads.pop(req_id, None)
@@ -146,8 +153,9 @@ class Lookups:
         self._index.end_step()
         self.reserved.clear()
         self.promised.clear()
+        never = self._contents.broken or self._contents.watchdog.stuck
         self.exceptional = bool(
-            self.waiting or self.failed_loads or self._tiers or self._contents.broken or self._verification
+            self.waiting or self.failed_loads or self._tiers or never or self._verification
         )
         self.waiting.next_step()
         self._checked = False
@@ -161,7 +169,9 @@ class Lookups:
 
     def _exception(self, key: Key, req_id: str) -> Lookup | None:
         """An answer that does not depend on where the key is."""
-        if self._contents.broken or (self.failed_loads and self.failed_loads.get(req_id, 0) >= MAX_FAILED_LOADS):
+        if self._contents.broken or self._contents.watchdog.stuck:
+            return Lookup.MISS
+        if self.failed_loads and self.failed_loads.get(req_id, 0) >= MAX_FAILED_LOADS:
             return Lookup.MISS
         if not self._checked:
             self._checked = True

@@ -23,6 +23,7 @@ from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.scheduler.remote_target import RemoteTarget
 from kvpool_connector.scheduler.spills import DiskTarget, Spills, Target, WritePolicy
 from kvpool_connector.scheduler.verify import Verification
+from kvpool_connector.scheduler.watchdog import Watchdog
 from kvpool_connector.stores import ELSEWHERE
 from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, STORE_SILENT, Orders, Reports, Ticket, Tier
@@ -55,7 +56,10 @@ class Pool:
         verification: Verification | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.contents = Contents(index, lower.disk, lower.presence, admission, events)
+        """Args:
+        clock: of the watchdog, and of how long the store is known to hold a row.
+        """
+        self.contents = Contents(index, lower.disk, lower.presence, admission, events, Watchdog(clock))
         self.index, self.disk, self.admission, self.events = index, lower.disk, admission, events
         targets: list[Target] = []
         if lower.disk is not None:
@@ -65,6 +69,7 @@ class Pool:
         self.spills = Spills(index, targets, world_size, self._issue)
         self.lookups = Lookups(self.contents, verification)
         self.jobs = Jobs(self.contents, self.lookups, self.spills, self._issue, verification, lower.fetch_s)
+        self._fetch_s = lower.fetch_s
         self.lookup, self.tier_of = self.lookups.lookup, self.lookups.tier_of
         self.begin_load, self.end_load = self.jobs.begin_load, self.jobs.end_load
         self.begin_store, self.end_store = self.jobs.begin_store, self.jobs.end_store
@@ -75,6 +80,7 @@ class Pool:
 
     def end_step(self) -> None:
         """End of a scheduling step: promises lapse, questions go out, and memory makes room for what was stored."""
+        self.contents.watchdog.end_step()
         self.lookups.end_step()
         if not self.broken:
             self.spills.make_room()
@@ -147,9 +153,24 @@ class Pool:
 
     # ---- life cycle --------------------------------------------------------------------------------------
 
+    def ends_wait(self, req_id: str, chunks: int, wait_s: float) -> bool:
+        """Return whether a request that was told to come back has waited for too long. All its lookups are misses then.
+
+        Args:
+            chunks: that it may gain.
+            wait_s: what the store's answer may take at least, and a prefill engine's writes.
+        """
+        admission = self.contents.admission
+        bound_s = admission.lookup_patience_s(chunks, wait_s) + admission.fetch_budget_s(chunks, self._fetch_s)
+        ends = self.contents.watchdog.ends_wait(req_id, bound_s)
+        if ends:
+            self.lookups.give_up(req_id)
+        return ends
+
     def forget_request(self, req_id: str) -> None:
         """The request is finished; its load, if any, still ends through :meth:`end_load`."""
         self.lookups.forget(req_id)
+        self.contents.watchdog.forget(req_id)
         self.jobs.forget_request(req_id)
 
     @property
@@ -165,7 +186,7 @@ class Pool:
     @property
     def counted(self) -> bool:
         """Whether there are counts that nobody took yet."""
-        return bool(self.counts or self.spills.counts)
+        return bool(self.counts or self.spills.counts or self.contents.watchdog.counts)
 
     @property
     def store_reachable(self) -> bool | None:

@@ -126,12 +126,20 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         self._manager.log.scheduled(request.request_id, num_external_tokens, on_device, request.num_prompt_tokens)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """The stock answer but for requests that are left out, and with two exceptions that concern prefill and decode, see
-        :mod:`kvpool_connector.vllm.handover`."""
+        """The stock answer, with three exceptions: requests that are left out; prefill and decode, see
+        :mod:`kvpool_connector.vllm.handover`; a request that was told to come back for too long, see
+        :mod:`kvpool_connector.scheduler.watchdog`."""
         if not self._manager.serves(request.request_id):
             return 0, False
         self._manager.scan_begins(request.num_tokens - num_computed_tokens, self._engine)
         tokens, loads = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if tokens is None and self._manager.ends_wait(request.request_id, request.num_tokens - num_computed_tokens):
+            # All misses now, which the stock half has to note. It says None where stores of the request's own run, from
+            # before it was preempted: they are no reason not to compute.
+            super().get_num_new_matched_tokens(request, num_computed_tokens)
+            return 0, False
+        if tokens is not None:
+            self._manager.answered(request.request_id)
         params = request.kv_transfer_params
         if tokens is None or not params:
             return tokens, loads

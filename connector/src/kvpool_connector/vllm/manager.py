@@ -91,6 +91,9 @@ class KVPoolManager(OffloadingManager):
         self._identity, self.role = spec.identity, spec.role
         remote = spec.settings.remote
         self._awaited = Awaited(0.0 if remote is None else remote.timeouts.handover_ms / 1000)
+        self._answer_s = 0.0 if remote is None else remote.timeouts.lookup_ms / 1000
+        if remote is not None and self.role is Role.CONSUMER:
+            self._answer_s += remote.timeouts.handover_ms / 1000
         self.pool = build_pool(spec)
         self.adapters = Adapters()
         self.lookup = fast_lookup(self.pool, self.adapters)  # type: ignore[method-assign, assignment]
@@ -183,6 +186,18 @@ class KVPoolManager(OffloadingManager):
         if self._awaited.late > late:
             self.pool.counts["handover too late"] += 1
         return waits
+
+    def ends_wait(self, req_id: str, tokens: int) -> bool:
+        """Called by the connector when a request was told to come back; see :meth:`Pool.ends_wait`.
+
+        Args:
+            tokens: beyond those on the device.
+        """
+        return self.pool.ends_wait(req_id, max(tokens // self._chunk_tokens, 1), self._answer_s)
+
+    def answered(self, req_id: str) -> None:
+        """Called by the connector when a request was told what is loaded for it."""
+        self.pool.contents.watchdog.answered(req_id)
 
     def on_reports(self, reports: Reports) -> None:
         """Called by the connector before vLLM's code sees the completions of the same worker output."""

@@ -76,9 +76,10 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
     stats.set_gauge(CHUNK_TOKENS, shape.chunk_tokens)
     stats.set_gauge(CHUNK_PARTS, shape.chunk_parts)
     stats.set_gauge(IDENTITY, 1, (shape.identity,))
-    counts = pool.counts + pool.spills.counts
+    counts = pool.counts + pool.spills.counts + pool.contents.watchdog.counts
     pool.counts.clear()
     pool.spills.counts.clear()
+    pool.contents.watchdog.counts.clear()
     for what, number in counts.items():
         name, labels = _name(what)
         stats.increase_counter(name, number, labels)
