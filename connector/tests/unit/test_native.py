@@ -14,7 +14,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from kvpool_connector.config import RemoteStore
-from kvpool_connector.stores import Breaker, Memory, Outcome, native
+from kvpool_connector.stores import Breaker, Memory, Outcome
+from kvpool_connector.stores import native as native_module
 from kvpool_connector.stores.factory import most_lent
 from kvpool_connector.stores.native import HANG_S, MOST_KEYS, NativeStore
 from testkit.patience import PATIENCE_S, promptly
@@ -64,17 +65,27 @@ class Store(NativeStore):
         self.registers = 0
         """The code that it gets."""
         self.left = 0
+        self.hangs = ""
+        """The entry of the client that does not return before `go`."""
+        self.go = threading.Event()
+
+    def _enter(self, entry: str) -> None:
+        if self.hangs == entry:
+            self.go.wait(PATIENCE_S)
 
     def exists(self, keys: Sequence[bytes], deadline: float) -> list[Outcome]:
         return self._ask(lambda native: [0] * len(keys), len(keys), self._change, deadline)
 
     def _join(self) -> Any:
+        self._enter("join")
         return self.client
 
     def _leave(self, native: Any) -> None:
+        self._enter("leave")
         self.left += 1
 
     def _register(self, native: Any, address: int, size: int) -> int:
+        self._enter("register")
         self.registered.append((address, size))
         return self.registers
 
@@ -203,6 +214,34 @@ def test_a_read_that_is_given_up_lends_its_buffers(store: Store) -> None:
     assert at_once.is_set()
 
 
+@pytest.mark.parametrize("entry", ["join", "register"])
+def test_a_client_that_hangs_while_it_joins(store: Store, entry: str) -> None:
+    """As any other call: the deadline holds, and the client is used once it has joined."""
+    keys, rows = values(2)
+    store.hangs = entry
+    with promptly(0.5):
+        assert store.put_from(keys, rows, soon(0.1)) == [TIMEOUT] * 2
+    store.go.set()
+    wait_until("it joined", lambda: store.put_from(keys, rows, soon()) == [HIT] * 2)
+    assert len(store.registered) == 1
+
+
+@pytest.mark.parametrize("entry", ["leave", "read"])
+def test_a_client_that_hangs_at_the_end(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left to end with the process."""
+    monkeypatch.setattr(native_module, "_CLOSE_S", 0.1)
+    store = Store(MEMORY)
+    keys, rows = values(1)
+    store.put_from(keys, rows, soon())
+    if entry == "read":
+        store.client.before = lambda call: store.go.wait(PATIENCE_S)  # type: ignore[method-assign, assignment]
+        assert store.get_into(keys, buffers(10, 1), soon(0.1)) == [TIMEOUT]
+    store.hangs = entry
+    with promptly(0.5):
+        store.close()
+    store.go.set()
+
+
 def test_a_write_that_is_given_up_lends_its_buffers(store: Store) -> None:
     """All of its call: it reads them when it goes on."""
     keys, rows = values(3)
@@ -236,7 +275,7 @@ def test_a_call_with_little_time_is_no_fault_of_the_store(store: Store) -> None:
 
 def test_a_call_that_hangs_is_a_fault_of_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time was up long before. It is not waited for any more, and others are spared the wait."""
-    monkeypatch.setattr(native, "HANG_S", 0.2)
+    monkeypatch.setattr(native_module, "HANG_S", 0.2)
     keys, rows = values(1)
     go = threading.Event()
     store.client.before = lambda call: go.wait(30)  # type: ignore[method-assign,assignment]

@@ -100,6 +100,9 @@ class CudaDevice:
         """Pin the arena. Without it copies still work, through the driver's own staging, at a fraction of the speed.
 
         In steps of whole rows: a copy that spans two registrations is an error.
+
+        Called while vLLM starts, before the engine takes its first request. A driver that does not return from here holds the
+        start up, as it would hold up vLLM's own registration, and no request: none is accepted before all ranks have started.
         """
         size, step = arena.slots * arena.row_bytes, max(_REGISTER_STEP // arena.row_bytes, 1) * arena.row_bytes
         for offset in range(0, size, step):
