@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from connector.tests.unit.slabs import ENVIRONMENT
+from kvpool_connector.config import RemoteStore
+from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.stores import Breaker, Outcome, Store
 from kvpool_connector.stores.connection import Connection, Late, Stalled
+from kvpool_connector.stores.factory import make_store
 from kvpool_connector.stores.resolver import Resolver, Unresolved
 from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import wait_until
@@ -188,10 +193,56 @@ def test_the_next_address_is_tried(nameserver: Nameserver, dial: Callable[..., C
     dial(port, 60, 10).close()
 
 
+# ---- a store -----------------------------------------------------------------------------------------------------
+
+ALONE = {"type": "redis", "host": NAME}
+GROUP = {
+    "type": "redis",
+    "sentinel": {"master_name": "kvpool", "endpoints": [{"host": NAME, "port": 1}, {"host": NAME, "port": 2}]},
+}
+
+
+@pytest.fixture(params=[ALONE, GROUP, {"type": "lmcache", "host": NAME}], ids=["redis", "sentinels", "lmcache"])
+def store(request: pytest.FixtureRequest, nameserver: Nameserver, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Whose name is not resolved. It may be silent for 0.2 s."""
+    monkeypatch.setattr("kvpool_connector.stores.connection.RESOLVER", Resolver())
+    nameserver.answers.clear()
+    settings = request.param | {"timeouts": {"stall_ms": 200}}
+    return make_store(TypeAdapter[RemoteStore](RemoteStore).validate_python(settings), Breaker())
+
+
+@pytest.mark.parametrize("seconds", [0.1, 60.0])
+def test_a_question_about_a_store_without_address(store: Store, seconds: float) -> None:
+    """By its deadline, and long before a late one. Of a group, each sentinel has its share."""
+    with promptly(min(seconds, 2 * 0.2) + 0.3):
+        assert store.exists([b"key"], time.monotonic() + seconds) in ([Outcome.TIMEOUT], [Outcome.STALLED])
+
+
+def test_a_read_from_a_store_without_address(store: Store) -> None:
+    row = memoryview(bytearray(8))
+    with promptly(2 * 0.2 + 0.3):
+        assert store.get_into([b"key"], [row], time.monotonic() + 60) == [Outcome.STALLED]
+
+
+def test_a_lookup_in_a_store_without_address(store: Store) -> None:
+    """At the start, when nobody knows yet whether the store is there: the request waits for its deadline."""
+    presence = Presence(store, names=lambda key: [key], timeout_s=lambda _: 0.1, patience_s=60)
+    with promptly(0.1 + 0.3):
+        assert presence.ask(b"key") is None
+        presence.flush()
+        wait_until("there is an answer", presence.take_answers, poll_s=0.002)
+        assert presence.ask(b"key") is False
+    with promptly(3):
+        presence.close()
+
+
 # ---- a real nameserver -------------------------------------------------------------------------------------------
 
 CHILD = """
 import socket, sys, time
+from kvpool_connector.config import RemoteStore
+from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.stores import Breaker, Outcome, Store
 from kvpool_connector.stores.connection import Connection
 silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 silent.bind(("127.0.0.53", 53))
