@@ -11,6 +11,7 @@ from vllm import RequestOutput, SamplingParams
 
 from connector.tests.engine.harness import Engine, prompt, running
 from kvpool_connector.tiers.slab_calls import READ_S
+from kvpool_connector.tiers.slots import State
 from kvpool_connector.transfer import DISK_SILENT
 from testkit.hanging_disk import CAN_MOUNT, HangingDisk
 from testkit.patience import PATIENCE_S, promptly
@@ -18,6 +19,8 @@ from testkit.servers import wait_until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(not CAN_MOUNT, reason="takes root and /dev/fuse")]
 
+LOOKUP_S, FETCH_S = 0.5, 5.0
+"""What a question and a fetch may take on an engine whose every hit is loaded."""
 MORE_S = 0.3
 """What a first token may be late beyond computing the prompt and the fetch that was given up."""
 
@@ -105,4 +108,33 @@ def test_a_reset_while_a_read_hangs(engine: tuple[Engine, HangingDisk]) -> None:
         disk.go_on()
     wait_until("the disk answers", lambda: answers(subject))
     assert subject.generate(prompt(4))[0] == text
+    subject.assert_nothing_is_left()
+
+
+def test_a_lookup_that_nobody_ends(engine: tuple[Engine, HangingDisk], caplog: pytest.LogCaptureFixture) -> None:
+    """A fetch for another request whose end is never heard. It is a stand-in: slots of memory that seem to be filled. The
+    watchdog ends the wait after what the fetch of the same blocks may take, and the prompt is computed."""
+    subject, disk = engine
+    disk.go_on()
+    wait_until("the disk answers", lambda: answers(subject))
+    subject.forget(tiers=True)
+    subject.generate(prompt(901, words=3))  # a step, so that the reset is through
+    began = time.monotonic()
+    text, _ = subject.generate(prompt(5))
+    cold_s = time.monotonic() - began
+    subject.settle()
+    subject.forget()
+    index = subject.manager.pool.index
+    slots = [slot for _, slot in index]
+    for slot in slots:
+        index.set_state(slot, State.FETCHING)
+    try:
+        with promptly(cold_s + LOOKUP_S + FETCH_S + MORE_S):
+            assert subject.generate(prompt(5))[0] == text
+    finally:
+        for slot in slots:
+            index.set_state(slot, State.READY)
+    assert caplog.text.count("what can be loaded for it; it is computed") == 1
+    subject.forget()
+    assert subject.generate(prompt(5))[1] > 0
     subject.assert_nothing_is_left()
