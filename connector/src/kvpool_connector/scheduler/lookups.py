@@ -154,9 +154,7 @@ class Lookups:
         self.reserved.clear()
         self.promised.clear()
         never = self._contents.broken or self._contents.watchdog.stuck
-        self.exceptional = bool(
-            self.waiting or self.failed_loads or self._tiers or never or self._verification
-        )
+        self.exceptional = bool(self.waiting or self.failed_loads or self._tiers or never or self._verification)
         self.waiting.next_step()
         self._checked = False
         self._unexceptional = ""

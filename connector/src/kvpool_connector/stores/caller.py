@@ -43,10 +43,6 @@ class Call(Generic[T]):
         """Seconds since it began."""
         return time.monotonic() - self.began
 
-    def ends(self, deadline: float) -> bool:
-        """Wait for the call's end until the deadline, and return whether it came."""
-        return self._idle.wait(max(deadline - time.monotonic(), 0))
-
     def run(self) -> None:
         """On the thread for calls."""
         try:
