@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -47,6 +47,12 @@ class Silent:
 
     def take_counts(self) -> Counter[str]:
         return Counter()
+
+    def take_refreshed(self) -> list[tuple[bytes, bool]]:
+        return []
+
+    def refresh(self, keys: Sequence[bytes]) -> bool:
+        return False
 
     def flush(self) -> None:
         pass
