@@ -282,9 +282,9 @@ def test_groups_with_a_window_are_asked_about_as_such(rig: Make) -> None:
     it = rig(remote=True, slots=8)
     it.pool.lookups.set_windows({G1[0][-4:]: 3})
     it.stored(G0[0])
-    it.pool.lookups.scan_begins(4)
+    it.pool.lookups.scan_begins(4, IdleEngine())
     assert [it.pool.lookup(key, "r") for key in (*G0, *G1)] == [HIT, *[RETRY] * 7]
-    it.pool.lookups.scan_begins(4)
+    it.pool.lookups.scan_begins(4, IdleEngine())
     other = [bytes([9]) * 8, bytes([10]) * 8]
     assert [it.pool.lookup(key, "other") for key in other] == [RETRY] * 2
     assert [it.presence.windows[key] for key in (G0[1], G1[0], other[0])] == [None, 3, None]

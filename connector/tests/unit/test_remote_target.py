@@ -101,7 +101,7 @@ def test_a_closed_pool_writes_nothing(held: Rig) -> None:
     held.presence.remote.remove(A)
     held.stored(A, req_id="w")
     held.step()
-    held.pool.close_down("a test")
+    held.pool.close_down("a test", "End it")
     assert held.settle() == []
 
 

@@ -228,10 +228,10 @@ def test_a_lookup_in_a_store_without_address(store: Store) -> None:
     """At the start, when nobody knows yet whether the store is there: the request waits for its deadline."""
     presence = Presence(store, names=lambda key: [key], timeout_s=lambda _: 0.1, patience_s=60)
     with promptly(0.1 + 0.3):
-        assert presence.ask(b"key") is None
+        assert presence.ask(b"key", "r") is None
         presence.flush()
         wait_until("there is an answer", presence.take_answers, poll_s=0.002)
-        assert presence.ask(b"key") is False
+        assert presence.ask(b"key", "r") is False
     with promptly(3):
         presence.close()
 
