@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -179,18 +180,30 @@ def make_device(kv_caches: CanonicalKVCaches) -> Device:
         ConfigError: neither CPU nor CUDA.
     """
     where = device_of(kv_caches)
-    if where.type == "cpu":
-        views = [tensor.tensor.numpy().view(np.uint8) for tensor in kv_caches.tensors]
-        return CpuDevice(
-            [[(views[ref.tensor_idx], ref.page_size_bytes) for ref in refs] for refs in kv_caches.group_data_refs]
+    copier = COPIERS.get(where.type)
+    if copier is None:
+        raise ConfigError(
+            f"KV memory is on {where.type!r}; kvpool copies from CUDA and CPU. Run without kv_transfer_config"
         )
-    if where.type == "cuda":
-        from kvpool_connector.worker.device.cuda import CudaDevice
+    return copier(kv_caches)
 
-        return CudaDevice(pages_of(kv_caches), where)
-    raise ConfigError(
-        f"KV memory is on {where.type!r}; kvpool copies from CUDA and CPU. Run without kv_transfer_config"
+
+def _plain_copies(kv_caches: CanonicalKVCaches) -> Device:
+    views = [tensor.tensor.numpy().view(np.uint8) for tensor in kv_caches.tensors]
+    return CpuDevice(
+        [[(views[ref.tensor_idx], ref.page_size_bytes) for ref in refs] for refs in kv_caches.group_data_refs]
     )
+
+
+def _batched_copies(kv_caches: CanonicalKVCaches) -> Device:
+    from kvpool_connector.worker.device.cuda import CudaDevice
+
+    return CudaDevice(pages_of(kv_caches), device_of(kv_caches))
+
+
+COPIERS: dict[str, Callable[[CanonicalKVCaches], Device]] = {"cpu": _plain_copies, "cuda": _batched_copies}
+"""The copier for each type of device that KV memory may be on. The tests' GPU, which is emulated on
+host memory (``testkit/paced``), registers CUDA's for its memory."""
 
 
 def pages_of(kv_caches: CanonicalKVCaches) -> list[list[Page]]:
