@@ -42,7 +42,7 @@ example-cpu-offloading: setup ## examples/vllm/cpu_offloading.py without and wit
 
 # ---- tests
 
-.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-examples test-demo test-cluster test-cluster-stores test-ray test-slow
+.PHONY: setup test check test-unit test-store test-apiserver test-controllers test-engine test-paced test-examples test-demo test-cluster test-cluster-stores test-ray test-slow
 setup: ## Virtual environments, servers and the model, pinned and cached
 	@tools/setup.sh dev engine servers
 	@$(ENGINE)/python tools/make_model.py "$${KVPOOL_CACHE:-$$HOME/.cache/kvpool}/models/SmolLM2-135M-Instruct"
@@ -52,8 +52,8 @@ check: ## Format, lint, types, import contracts, generated files
 	@tools/setup.sh dev engine
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
-	$(DEV)/mypy operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving bench/stores operator/tests connector/tests/unit connector/tests/store
-	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine tools bench/engine
+	$(DEV)/mypy --exclude '^testkit/paced/' operator/src connector/src/kvpool_connector/config e2e testkit bench/*.py bench/serving bench/stores operator/tests connector/tests/unit connector/tests/store
+	$(DEV)/mypy --python-executable $(ENGINE)/python connector/src connector/tests/engine connector/tests/paced testkit/paced tools bench/engine
 	MYPYPATH=examples/vllm $(DEV)/mypy --python-executable $(ENGINE)/python examples/vllm
 	cd operator && PYTHONPATH=src:../connector/src ../$(DEV)/lint-imports --config importlinter.ini
 	cd connector && PYTHONPATH=src ../$(DEV)/lint-imports --config importlinter.ini
@@ -73,6 +73,8 @@ test-controllers: ## InferenceServices and RayServices through KServe's and Kube
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	@tools/setup.sh partners
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
+test-paced: setup ## The connector with CUDA's copies on an emulated GPU: every block checked when it is read
+	$(ENGINE)/pytest connector/tests/paced
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-demo: setup ## The demo's steps on processes with short prompts, in float32 and in bfloat16
@@ -91,7 +93,7 @@ test-slow: setup ## What is too slow for every run
 
 # ---- generated files, figures
 
-.PHONY: generate requirements bench-engine bench-admission bench-cold bench-stores
+.PHONY: generate requirements bench-engine bench-admission bench-cold bench-stores bench-paced
 generate: ## Write the CRD and what is made from it
 	@tools/setup.sh dev
 	PYTHONPATH=operator/src:connector/src $(DEV)/python -m kvpool_operator.api.generate
@@ -102,6 +104,8 @@ bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, ti
 	$(DEV)/python -m bench.serving $(ARGS)
 bench-admission: setup ## Never worse than no cache: first tokens with a store behind 1, 10 and 100 MB/s
 	$(DEV)/python -m bench.admission $(ARGS)
+bench-paced: setup ## At a GPU's pace: the estimate of the prefill rate, documents of another engine one by one and at once
+	$(ENGINE)/python -m bench.engine.paced $(ARGS)
 bench-stores: setup ## The stores' clients against raw streams and the usual clients (1 min, quiet machine)
 	@tools/setup.sh lmcache
 	$(DEV)/python -m bench.stores

@@ -14,7 +14,7 @@ fi
 # These mostly wait, or use one core: the parts of the second list run behind those of the first.
 BESIDE=(check test-unit test-controllers)
 BEHIND=(test-store test-apiserver)
-PARTS=(setup "${BESIDE[@]}" "${BEHIND[@]}" test-engine test-demo test-cluster)
+PARTS=(setup "${BESIDE[@]}" "${BEHIND[@]}" test-engine test-paced test-demo test-cluster)
 LAST_LINES=12
 export COLUMNS=${COLUMNS:-100} # the width at which pytest cuts the lines of its summary
 log=$(mktemp -d)

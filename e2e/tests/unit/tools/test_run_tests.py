@@ -23,6 +23,7 @@ PARTS = [
     "test-store",
     "test-apiserver",
     "test-engine",
+    "test-paced",
     "test-demo",
     "test-cluster",
 ]
