@@ -7,6 +7,7 @@ clean up. Locks of the kernel end at the node: a file system that several nodes 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import os
@@ -78,7 +79,8 @@ _held: weakref.WeakSet[Ownership] = weakref.WeakSet()
 
 def _leave_to_parent() -> None:
     for ownership in list(_held):
-        ownership.release()
+        with contextlib.suppress(OSError):  # one on a file system that is gone; the others are still to be left
+            ownership.release()
 
 
 # flock belongs to the open file, which a forked child shares: without this, a child that outlives its parent keeps the lock.
