@@ -78,9 +78,9 @@ test-paced: setup ## The connector with CUDA's copies on an emulated GPU: every 
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-demo: setup ## The demo's steps on processes with short prompts, in float32 and in bfloat16
-	$(DEV)/pytest e2e/tests/demo
+	$(DEV)/pytest e2e/tests/demo --durations=0 --durations-min=5
 test-cluster: setup ## Pods on a real node (root)
-	$(DEV)/pytest e2e/tests/e2e -m "not slow"
+	$(DEV)/pytest e2e/tests/e2e -m "not slow" --durations=0 --durations-min=5
 test-cluster-stores: setup ## Every kind of store and the disk tier as Pods, also with real engines: not in CI (root; 25 min)
 	$(DEV)/pytest e2e/tests/e2e/test_stores.py e2e/tests/e2e/test_disk.py e2e/tests/e2e/test_engines.py --durations=0 --durations-min=5
 test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5 GB; some minutes)

@@ -64,6 +64,7 @@ def manager(slots: int, presence: Silent | None = None) -> KVPoolManager:
     pool = Pool(SlotIndex(slots, make_policy("lru")), 1, lower, Admission(1 << 20, 16), Events(enabled=False))
     made = KVPoolManager.__new__(KVPoolManager)
     made._identity, made.pool, made.role = "0" * 32, pool, Role.BOTH
+    made._unkeyed = set()
     made.log, made._awaited = RequestLog(16, 1), Awaited(0.0)
     made.lookup = fast_lookup(pool)  # type: ignore[method-assign, assignment]
     return made

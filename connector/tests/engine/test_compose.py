@@ -10,6 +10,7 @@ from connector.tests.engine.pairs import NIXL, ROUTER, Pair, complete, computed,
 from testkit.http_client import reset_own_cache, reset_tiers
 
 pytestmark = [
+    pytest.mark.slow,  # two engines and a router; test_prefill_decode.py, with two more, is in every run
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         not (NIXL.exists() and ROUTER.exists()), reason="NIXL or the router is not here: run tools/setup.sh partners"

@@ -54,7 +54,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def test_the_lanes_are_not_bound_to_the_core_of_vllms_loop(engines: Pair) -> None:
     """vLLM pins its own threads of the worker, one by one, and what they start inherits that."""
     roaming = [cores for cores in engines.prefill.worker_threads() if len(cores) > 1]
-    assert len(roaming) == len(("copy", "read", "write"))
+    assert len(roaming) == len(("alarms", "copy", "read", "write"))
 
 
 def test_the_decode_engine_computes_the_last_token_only(engines: Pair) -> None:

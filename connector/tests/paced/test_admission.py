@@ -1,0 +1,60 @@
+"""Load or compute, where vLLM schedules ahead: the estimates are the device's, and a healthy store is used."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.tests.paced.conftest import SMALL
+from testkit.paced.engine import PacedEngine, engine, tokens
+from testkit.servers import KeyValueServer
+
+DOCUMENT = 2000
+DOCUMENTS = [tokens(number, DOCUMENT) for number in range(400, 404)]
+NEAR = (0.8, 1.25)
+"""How far an estimate may be from the device's rate."""
+
+
+def device_rate(paced: PacedEngine) -> float:
+    """Return how many tokens a second the large passes computed in the median, without what each pass costs.
+
+    This machine may be late: a pass then took longer than the profile says.
+    """
+    (report,) = paced.reports()
+    before = float("-inf")
+    rates = []
+    for each in report.passes:
+        end = each.ended_at + each.late_s
+        if each.tokens >= SMALL.max_batched_tokens // 2:
+            rates.append(each.tokens / (end - max(each.launched_at, before) - SMALL.step_s))
+        before = end
+    return statistics.median(rates)
+
+
+def test_measured(models: Path, store: KeyValueServer) -> None:
+    """One engine computes and stores documents; another one loads each of them, asked one at a time."""
+    kvpool: dict[str, Any] = {
+        "tiers": {"cpu": {"size": "256Mi"}}, "remote": store.remote(timeouts={"lookup_ms": 2000}),
+    }  # fmt: skip
+    with engine(SMALL, models / "small", kvpool, separate=False) as first:
+        cold = first.generate(DOCUMENTS, concurrency=2, max_tokens=32)
+        first.settle()
+        estimate = first.figure("kvpool:prefill_tokens_per_second")
+        assert estimate is not None
+        assert NEAR[0] <= estimate / device_rate(first) <= NEAR[1]
+        step_s = first.figure("kvpool:decode_step_seconds")
+        assert step_s == pytest.approx(SMALL.step_s, rel=0.5)
+    with engine(SMALL, models / "small", kvpool, separate=False) as second:
+        second.generate([tokens(500, DOCUMENT)], max_tokens=16)  # the comparison has both sides from here on
+        # The first measurement of the store is waited for 0.1 s: on a busy machine this document is computed.
+        second.generate(DOCUMENTS[:1], max_tokens=32)
+        second.settle()
+        warm = second.generate(DOCUMENTS[1:], max_tokens=32)
+        assert second.figure("kvpool:admitted", "remote") == 1
+        chunk_tokens = second.figure("kvpool:chunk_tokens")
+    assert chunk_tokens is not None
+    assert [answer.tokens for answer in warm] == [answer.tokens for answer in cold[1:]]
+    assert min(answer.cached_tokens for answer in warm) > DOCUMENT - 1 - chunk_tokens
