@@ -74,7 +74,7 @@ test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	@tools/setup.sh partners
 	$(ENGINE)/pytest connector/tests/engine -m "not slow"
 test-paced: setup ## The connector with CUDA's copies on an emulated GPU: every block checked when it is read
-	$(ENGINE)/pytest connector/tests/paced
+	$(ENGINE)/pytest connector/tests/paced -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
 	$(ENGINE)/pytest connector/tests/engine/test_examples.py connector/tests/engine/test_seeds.py
 test-demo: setup ## The demo's steps on processes with short prompts, in float32 and in bfloat16
@@ -89,7 +89,7 @@ test-ray: setup ## Ray Serve with the connector on this CPU: not in CI (Ray, 0.5
 test-slow: setup ## What is too slow for every run
 	@tools/setup.sh lmcache
 	$(DEV)/pytest operator/tests connector/tests/unit connector/tests/store e2e/tests -m slow
-	$(ENGINE)/pytest connector/tests/engine -m slow
+	$(ENGINE)/pytest connector/tests/engine connector/tests/paced -m slow
 
 # ---- generated files, figures
 
