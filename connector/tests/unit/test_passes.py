@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvpool_connector.scheduler.passes import KEPT_PASSES, Passes
+from kvpool_connector.scheduler.passes import KEPT_PASSES, MOST_RUNNING, Passes
 
 STEP_S, RATE = 0.012, 19_000.0
 
@@ -120,3 +120,14 @@ def test_an_end_that_was_not_reported(device: Device) -> None:
 def test_a_step_without_tokens(device: Device) -> None:
     assert device.passes.launch(0, 1.0) == 0
     assert device.passes.launch(1, 1.0) == 1
+
+
+def test_ends_that_are_never_reported(device: Device) -> None:
+    """Where every rank runs without the cache, launches do not pile up, and later ends count again."""
+    for _ in range(10 * MOST_RUNNING):
+        device.passes.launch(1, device.now)
+    assert len(device.passes._running) == MOST_RUNNING
+    last = device.passes.launch(1, device.now)
+    device.passes.end(last, device.now)
+    synchronous(device, [3000, 1])
+    assert device.passes.step_s == pytest.approx(STEP_S, rel=0.05)

@@ -21,7 +21,7 @@ class IdleEngine:
     """The view of an engine in which nothing runs, for a pool that no engine has asked yet."""
 
     def others_run(self) -> bool:
-        """Nobody does."""
+        """Return False."""
         return False
 
     def prefill_tokens(self) -> int:

@@ -17,6 +17,9 @@ MIN_PREFILL_TOKENS = 128
 """A pass of fewer tokens decodes rather than prefills."""
 KEPT_PASSES = 16
 """Passes of each kind of which the median is taken: one pass that was slowed down does not count."""
+MOST_RUNNING = 64
+"""Passes that may run at once. An engine of which no rank reports any end, because each runs without
+the cache, must not gather them for ever."""
 _LEAST_SHARE = 0.5
 """A prefill pass spends at least this share of its time on its tokens, whatever a step costs."""
 
@@ -32,7 +35,7 @@ class Passes:
     """The rates of this engine. One thread, that of the scheduler; times are in seconds."""
 
     def __init__(self) -> None:
-        self._running: deque[_Pass] = deque()
+        self._running: deque[_Pass] = deque(maxlen=MOST_RUNNING)
         self._last_end = float("-inf")
         self._prefills: deque[tuple[int, float]] = deque(maxlen=KEPT_PASSES)
         self._decodes: deque[float] = deque(maxlen=KEPT_PASSES)

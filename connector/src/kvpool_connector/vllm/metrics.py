@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import Offl
 from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata, OffloadingMetricMetadata
 
 from kvpool_connector.scheduler.pool import Pool
+from kvpool_connector.transfer import Tier
 
 LOADED = "kvpool:loaded_chunks"
 WRITTEN = "kvpool:written_chunks"
@@ -95,8 +96,8 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
         stats.set_gauge(REACHABLE, float(reachable))
     for (figure, tier), value in pool.admission.figures().items():
         stats.set_gauge(f"kvpool:{figure}", value, ("" if tier is None else tier.value,))
-    for tier, chunks in pool.contents.loading.items():
-        stats.set_gauge("kvpool:load_queue_chunks", chunks, (tier.value,))
+    for tier in (Tier.DISK, Tier.REMOTE):  # also when it is empty, or a reset would leave its last length standing
+        stats.set_gauge("kvpool:load_queue_chunks", pool.contents.loading[tier], (tier.value,))
     return stats
 
 
