@@ -81,3 +81,8 @@ def _control() -> mmap.mmap:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+
+
+STORE_TIMEOUTS = {"lookup_ms": 10_000, "fetch_ms": 60_000, "put_ms": 60_000, "connect_ms": 30_000, "stall_ms": 30_000}
+"""``remote.timeouts`` of a test that is not about them. Where other work keeps the cores busy, a
+server that is well may send nothing for longer than the 250 ms after which it is given up by default."""

@@ -24,6 +24,7 @@ from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.mover import Mover
 from testkit.host import Dtype, one_arithmetic
 from testkit.oracle import text_alone
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import KeyValueServer, wait_until
 
 PATTERN = 0xA5
@@ -50,7 +51,7 @@ def remote(store: KeyValueServer, folder: Path) -> dict[str, Any]:
     password.write_text(f"{store.password}\n")
     return {
         "type": store.kind, "host": store.host, "port": store.port, "password_file": str(password),
-        "timeouts": {"lookup_ms": 2000},
+        "timeouts": STORE_TIMEOUTS,
     }  # fmt: skip
 
 

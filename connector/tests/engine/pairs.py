@@ -20,6 +20,7 @@ from kvpool_connector.vllm.handover import PREFILLED
 from testkit.engine import ENGINE_PYTHON, MODEL_NAME, ROOT
 from testkit.engine_process import KV_TRANSFER, EngineProcess
 from testkit.http_client import healthy
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import KeyValueServer, free_port, wait_until
 
 NIXL, ROUTER = ROOT / ".venvs/nixl", ROOT / ".venvs/router"
@@ -128,7 +129,7 @@ def pair(folder: Path, *, nixl: bool) -> Iterator[Pair]:
         config = folder / "kvpool.yaml"
         content: dict[str, Any] = {"tiers": {"cpu": {"size": "256Mi"}}, "chunk_tokens": BLOCK, "admission": "always"}
         if not nixl:
-            timeouts = {"lookup_ms": 2000, "handover_ms": HANDOVER_MS}
+            timeouts = STORE_TIMEOUTS | {"handover_ms": HANDOVER_MS}
             content["remote"] = {"type": "redis", "host": server.host, "port": server.port, "timeouts": timeouts}
         config.write_text(json.dumps(content))
         prefill, decode = (_engine(folder, config, role, nixl=nixl) for role in ("kv_producer", "kv_consumer"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from connector.tests.engine.harness import Engine, prompt, running
+from connector.tests.engine.harness import Engine, prompt, remote, running
 from kvpool_connector.transfer import Kind
 from kvpool_connector.vllm.worker import KVPoolWorker, make_worker
 from testkit.servers import KeyValueServer, wait_until
@@ -22,13 +22,8 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def engine(model: Path, store: KeyValueServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Full attention, float32, memory tier and Redis."""
-    password = tmp_path_factory.mktemp("secret") / "password"
-    password.write_text(f"{store.password}\n")
-    remote = {
-        "type": "redis", "host": store.host, "port": store.port, "password_file": str(password),
-        "timeouts": {"lookup_ms": 2000},
-    }  # fmt: skip
-    with running(str(model), {"tiers": {"cpu": {"size": "256Mi"}}, "remote": remote}) as engine:
+    kvpool = {"tiers": {"cpu": {"size": "256Mi"}}, "remote": remote(store, tmp_path_factory.mktemp("secret"))}
+    with running(str(model), kvpool) as engine:
         yield engine
 
 

@@ -12,6 +12,7 @@ from vllm import PoolingRequestOutput, RequestOutput, SamplingParams
 
 from connector.tests.engine.harness import Engine, prompt, running
 from kvpool_connector.transfer import Kind
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import KeyValueServer, wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,7 +27,7 @@ def engine(model: Path) -> Iterator[tuple[Engine, KeyValueServer]]:
     with KeyValueServer("redis") as store:
         remote = {
             "type": "redis", "host": store.host, "port": store.port,
-            "timeouts": {"lookup_ms": 500, "fetch_ms": int(FETCH_S * 1000), "connect_ms": 500},
+            "timeouts": STORE_TIMEOUTS | {"fetch_ms": int(FETCH_S * 1000), "stall_ms": 1500},
         }  # fmt: skip
         kvpool = {"tiers": {"cpu": {"size": "256Mi"}}, "remote": remote, "admission": "always"}
         with running(str(model), kvpool) as started:

@@ -16,6 +16,7 @@ from testkit.engine import ROOT
 from testkit.engine_process import EngineProcess
 from testkit.http_client import reset_tiers
 from testkit.mooncake import libraries
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import wait_until
 
 BLOCKS = 8
@@ -29,7 +30,7 @@ def two_engines(kind: str, store: Subject, folder: Path) -> Iterator[tuple[str, 
     config = folder / "kvpool.yaml"
     content: dict[str, Any] = {
         "tiers": {"cpu": {"size": "128Mi"}}, "chunk_tokens": 32, "admission": "always",
-        "remote": store.remote(timeouts={"lookup_ms": 2000, "connect_ms": 1000}),
+        "remote": store.remote(timeouts=STORE_TIMEOUTS | {"connect_ms": 3000}),
     }  # fmt: skip
     config.write_text(json.dumps(content))
     variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"} | (

@@ -19,6 +19,7 @@ from kvpool_connector.stores.factory import make_store
 from kvpool_connector.transfer import Kind
 from testkit.lmcache import LMCacheServer
 from testkit.mooncake import MooncakePool, make_importable
+from testkit.patience import STORE_TIMEOUTS
 from testkit.sentinel import SentinelGroup
 from testkit.servers import KeyValueServer, wait_until
 
@@ -56,7 +57,7 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
     store: Subject = STORES[kind]()
     try:
         store.start()
-        timeouts = {"lookup_ms": 2000, "connect_ms": 1000}
+        timeouts = STORE_TIMEOUTS | {"connect_ms": 3000}
         kvpool = {
             "tiers": {"cpu": {"size": "128Mi"}}, "remote": store.remote(timeouts=timeouts), "admission": "always",
         }  # fmt: skip

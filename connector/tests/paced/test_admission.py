@@ -10,6 +10,7 @@ import pytest
 
 from connector.tests.paced.conftest import SMALL
 from testkit.paced.engine import PacedEngine, engine, tokens
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import KeyValueServer, wait_until
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def loads(paced: PacedEngine, document: list[int]) -> bool:
 def test_measured(models: Path, store: KeyValueServer) -> None:
     """One engine computes and stores documents; another one loads each of them, asked one at a time."""
     kvpool: dict[str, Any] = {
-        "tiers": {"cpu": {"size": "256Mi"}}, "remote": store.remote(timeouts={"lookup_ms": 2000}),
+        "tiers": {"cpu": {"size": "256Mi"}}, "remote": store.remote(timeouts=STORE_TIMEOUTS),
     }  # fmt: skip
     with engine(SMALL, models / "small", kvpool, separate=False) as first:
         cold = first.generate(DOCUMENTS, concurrency=2, max_tokens=32)

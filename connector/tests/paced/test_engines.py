@@ -11,6 +11,7 @@ import pytest
 from connector.tests.paced.conftest import SMALL
 from testkit.paced.engine import engine, tokens
 from testkit.paced.profiles import PROFILES
+from testkit.patience import STORE_TIMEOUTS
 from testkit.servers import KeyValueServer
 
 DOCUMENT = 2000
@@ -21,7 +22,7 @@ def test_second_engine(models: Path, store: KeyValueServer) -> None:
     """Documents that an engine wrote to Redis are loaded by another one, which computed nothing yet."""
     kvpool: dict[str, Any] = {
         "tiers": {"cpu": {"size": "256Mi"}}, "admission": "always",
-        "remote": store.remote(timeouts={"lookup_ms": 2000}),
+        "remote": store.remote(timeouts=STORE_TIMEOUTS),
     }  # fmt: skip
     with engine(SMALL, models / "small", kvpool, separate=False) as first:
         cold = first.generate(DOCUMENTS, concurrency=3)
