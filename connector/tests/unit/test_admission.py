@@ -10,15 +10,18 @@ from connector.tests.unit.pools import Clock, compute
 from kvpool_connector.scheduler.admission import (
     BUDGET_SLACK,
     CLOSE_ABOVE,
-    FIRST_PROBE_S,
     LEAST_BUDGET_S,
-    MOST_PROBE_PAUSE_S,
     OPEN_BELOW,
-    PROBE_EVERY_S,
-    PROBE_SHARE,
     UNKNOWN_BUDGET_S,
     UNKNOWN_PATIENCE_S,
     Admission,
+)
+from kvpool_connector.scheduler.tier_speed import (
+    FIRST_PROBES_S,
+    MOST_PROBE_PAUSE_S,
+    PROBE_EVERY_S,
+    PROBE_SHARE,
+    SURE_AFTER,
 )
 from kvpool_connector.transfer import Tier
 
@@ -161,7 +164,7 @@ def test_probes_have_a_pause(admission: Admission, clock: Clock) -> None:
 
 def test_probes_of_a_slow_tier_have_a_longer_pause(admission: Admission, clock: Clock) -> None:
     """On a slow link a probe itself takes the room of others."""
-    admission.read(REMOTE, CHUNK, 2.0)
+    settle(admission, REMOTE, 2.0)
     assert admission.wants_probe(REMOTE)
     clock.now += 2.0 / PROBE_SHARE - 0.01
     assert not admission.wants_probe(REMOTE)
@@ -171,7 +174,8 @@ def test_probes_of_a_slow_tier_have_a_longer_pause(admission: Admission, clock: 
 
 def test_the_pause_of_a_probe_is_bounded(admission: Admission, clock: Clock) -> None:
     """One absurd sample must not end the measuring."""
-    admission.read(REMOTE, 1, 5.0)
+    for _ in range(SURE_AFTER):
+        admission.read(REMOTE, 1, 5.0)
     assert admission.wants_probe(REMOTE)
     clock.now += MOST_PROBE_PAUSE_S + 0.01
     assert admission.wants_probe(REMOTE)
@@ -179,27 +183,64 @@ def test_the_pause_of_a_probe_is_bounded(admission: Admission, clock: Clock) -> 
 
 def test_the_first_measurement_is_waited_for(admission: Admission, clock: Clock) -> None:
     """For a while; then the tier counts as that slow, until the probe's end tells."""
-    assert admission.unmeasured(REMOTE)
-    clock.now += FIRST_PROBE_S - 0.001
-    assert admission.unmeasured(REMOTE)
-    assert not admission.first_probe_over()
+    assert admission.awaits_measurement(REMOTE)
+    clock.now += FIRST_PROBES_S - 0.001
+    assert admission.awaits_measurement(REMOTE)
+    assert not admission.ends_wait()
     clock.now += 0.002
-    assert admission.first_probe_over()
-    assert not admission.first_probe_over()
-    assert not admission.unmeasured(REMOTE)
-    assert admission.load_s(REMOTE, 1) == pytest.approx(FIRST_PROBE_S)
+    assert admission.ends_wait()
+    assert not admission.ends_wait()
+    assert not admission.awaits_measurement(REMOTE)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(FIRST_PROBES_S)
 
 
 def test_a_measurement_ends_the_wait(admission: Admission, clock: Clock) -> None:
     """Of this tier alone."""
-    assert admission.unmeasured(REMOTE)
-    assert admission.unmeasured(DISK)
+    assert admission.awaits_measurement(REMOTE)
+    assert admission.awaits_measurement(DISK)
     admission.read(REMOTE, CHUNK, 0.01)
-    assert not admission.unmeasured(REMOTE)
-    assert admission.unmeasured(DISK)
-    clock.now += FIRST_PROBE_S
-    assert admission.first_probe_over()
+    assert not admission.awaits_measurement(REMOTE)
+    assert admission.awaits_measurement(DISK)
+    clock.now += FIRST_PROBES_S
+    assert admission.ends_wait()
     assert admission.load_s(REMOTE, 1) == pytest.approx(0.01)
+
+
+def test_a_tier_that_seems_too_slow_at_first_is_measured_again_at_once(admission: Admission, clock: Clock) -> None:
+    """A request waits for that, too, within the same bound."""
+    chunk_takes(admission, clock, 0.01)
+    assert admission.awaits_measurement(REMOTE)
+    assert admission.wants_probe(REMOTE)
+    assert not admission.wants_probe(REMOTE)  # that one has not ended
+    admission.read(REMOTE, CHUNK, 0.02)
+    assert not admission.allows(REMOTE)
+    assert admission.awaits_measurement(REMOTE)
+    assert admission.wants_probe(REMOTE)
+    admission.read(REMOTE, CHUNK, 0.001)
+    assert admission.allows(REMOTE)
+    assert not admission.awaits_measurement(REMOTE)
+
+
+def test_a_tier_that_was_slow_three_times_is_slow(admission: Admission, clock: Clock) -> None:
+    chunk_takes(admission, clock, 0.01)
+    for _ in range(SURE_AFTER):
+        assert admission.awaits_measurement(REMOTE)
+        assert admission.wants_probe(REMOTE)
+        admission.read(REMOTE, CHUNK, 0.02)
+    assert not admission.awaits_measurement(REMOTE)
+    assert not admission.wants_probe(REMOTE)
+    assert not admission.allows(REMOTE)
+
+
+def test_what_was_assumed_does_not_count_once_a_read_ended(admission: Admission, clock: Clock) -> None:
+    chunk_takes(admission, clock, 0.01)
+    assert admission.awaits_measurement(REMOTE)
+    clock.now += FIRST_PROBES_S
+    assert admission.ends_wait()
+    assert not admission.allows(REMOTE)
+    admission.read(REMOTE, CHUNK, 0.001)
+    assert admission.load_s(REMOTE, 1) == pytest.approx(0.001)
+    assert admission.allows(REMOTE)
 
 
 # ---- budgets -----------------------------------------------------------------------------------------------------
@@ -246,7 +287,7 @@ def test_the_store_is_asked_about_what_takes_longer_to_compute(
 def test_admission_turned_off_loads_whatever_is_slow(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Rates are measured all the same, and shown."""
     admission = Admission(CHUNK, TOKENS, enabled=False, clock=clock)
-    assert not admission.unmeasured(REMOTE)
+    assert not admission.awaits_measurement(REMOTE)
     chunk_takes(admission, clock, 0.1)
     settle(admission, REMOTE, 0.5)
     compute(admission, clock, 1, 0.9)

@@ -374,7 +374,7 @@ def test_a_slow_disk_does_not_hide_the_store(rig: Make, tmp_path: Path) -> None:
     it.presence.remote.add(A)
     compute(it.admission, it.clock, 64 * 64, 64 * 0.002)
     for tier, seconds in ((Tier.DISK, 0.01), (Tier.REMOTE, 0.0001)):
-        it.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, seconds)]))
+        it.pool.on_reports(Reports(samples=[Sample(tier, CHUNK_BYTES, seconds)] * 3))
     transfer = it.load(A)
     assert (transfer.from_disk, transfer.from_remote) == ((), (0,))
 

@@ -176,7 +176,7 @@ class Lookups:
             presence = self._contents.presence
             if presence is not None:
                 self.waiting.answered(presence.take_answers())
-            if self._contents.admission.first_probe_over():
+            if self._contents.admission.ends_wait():
                 self.waiting.changed()
         retry = self.waiting.cut_short(req_id, key[-4:])
         return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
@@ -217,10 +217,10 @@ class Lookups:
     def _admit(self, tier: Tier, key: Key, source: int) -> Lookup:
         """A tier below memory has the key: load it?"""
         admission = self._contents.admission
-        unmeasured, allowed = admission.unmeasured(tier), admission.allows(tier)
-        if (unmeasured or not allowed) and admission.wants_probe(tier):
+        awaits, allowed = admission.awaits_measurement(tier), admission.allows(tier)
+        if (awaits or not allowed) and admission.wants_probe(tier):
             self.probes.append(Probe(tier, key, source))
-        if unmeasured:
+        if awaits:
             return Lookup.RETRY
         if not allowed:
             self._contents.counts[f"{tier.value} hit not admitted"] += 1
