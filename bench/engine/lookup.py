@@ -19,15 +19,15 @@ from typing import Any, cast
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext, ScheduleEndContext
 
+from kvpool_connector.geometry import Blocks, Geometry
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.pool import Lower, Pool
 from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
-from kvpool_connector.vllm.handover import Awaited, Role
-from kvpool_connector.vllm.manager import KVPoolManager, fast_lookup
-from kvpool_connector.vllm.request_log import RequestLog
+from kvpool_connector.vllm.manager import KVPoolManager
 
 KEYS = 8000
 WAITING, KEYS_OF_ONE = 200, 100
@@ -62,12 +62,17 @@ def manager(slots: int, presence: Silent | None = None) -> KVPoolManager:
     """A manager without an engine around it."""
     lower = Lower(presence=cast(Presence, presence) if presence else None)
     pool = Pool(SlotIndex(slots, make_policy("lru")), 1, lower, Admission(1 << 20, 16), Events(enabled=False))
-    made = KVPoolManager.__new__(KVPoolManager)
-    made._identity, made.pool, made.role = "0" * 32, pool, Role.BOTH
-    made._unkeyed = set()
-    made.log, made._awaited = RequestLog(16, 1), Awaited(0.0)
-    made.lookup = fast_lookup(pool)  # type: ignore[method-assign, assignment]
-    return made
+    blocks = Blocks(world_size=1, tokens=(16,), nbytes=1 << 20, per_chunk=1)
+    geometry = Geometry(
+        identity="0" * 32,
+        blocks=blocks,
+        row_bytes=row_bytes_for(blocks.nbytes),
+        slots=slots,
+        disk_slots=0,
+        store_lends=0,
+        disk_lends=0,
+    )
+    return KVPoolManager(pool, geometry)
 
 
 def keys_of(number: int, count: int) -> list[OffloadKey]:

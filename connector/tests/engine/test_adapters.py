@@ -16,7 +16,7 @@ from connector.tests.engine.harness import TINY, empty, remote, running, tokens
 from connector.tests.engine.test_features import adapter, ask, ids
 from kvpool_connector.vllm import adapters as adapters_module
 from kvpool_connector.vllm.adapters import AdapterCheck, Adapters, salted
-from kvpool_connector.vllm.manager import fast_lookup
+from kvpool_connector.vllm.lookup import PoolLookup
 from testkit.patience import PATIENCE_S
 from testkit.servers import KeyValueServer, wait_until
 
@@ -100,7 +100,7 @@ def test_a_request_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     context = ReqContext("r")
     check = adapters.check("x")
     context.set_state(check)
-    look_up = fast_lookup(_NoPool(), adapters)  # type: ignore[arg-type]
+    look_up = PoolLookup(_NoPool(), adapters).lookup  # type: ignore[arg-type]
     assert look_up(OffloadKey(KEY), context).name == "RETRY"
     now = 100.6
     assert look_up(OffloadKey(KEY), context).name == "MISS"

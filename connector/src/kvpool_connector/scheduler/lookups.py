@@ -45,7 +45,7 @@ class Lookups:
         self.promised: list[int] = []
         """Slots of this step's hits in memory; see :meth:`_reserve`."""
         self.exceptional = verification is not None
-        """Some lookup may need more than a look into the index; False allows the shortcut of `fast_lookup`."""
+        """Some lookup may need more than a look into the index; False allows the shortcut of `PoolLookup`."""
         self.reserved: dict[int, int] = {}
         """This step's promises: where the bytes of an empty slot are, a slot of the slab or the remote store."""
         self.failed_loads: Counter[str] = Counter()

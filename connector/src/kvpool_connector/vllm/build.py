@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvpool_connector.identity import canonical, document_name
+from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
@@ -17,7 +18,30 @@ from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
 from kvpool_connector.tiers.starting import started
 from kvpool_connector.vllm.handover import Role
+from kvpool_connector.vllm.manager import KVPoolManager
 from kvpool_connector.vllm.spec import KVPoolSpec
+
+logger = get_logger(__name__)
+
+
+def make_manager(spec: KVPoolSpec) -> KVPoolManager:
+    """Return the scheduler's half of an engine.
+
+    Raises:
+        ConfigError: the disk tier's folder cannot be used.
+    """
+    remote = spec.settings.remote
+    handover_s = 0.0 if remote is None else remote.timeouts.handover_ms / 1000
+    answer_s = 0.0 if remote is None else remote.timeouts.lookup_ms / 1000
+    manager = KVPoolManager(
+        build_pool(spec),
+        spec.geometry,
+        spec.role,
+        handover_s=handover_s,
+        answer_s=answer_s + (handover_s if spec.role is Role.CONSUMER else 0.0),
+    )
+    logger.info("kvpool: %s", spec.describe())
+    return manager
 
 
 def build_pool(spec: KVPoolSpec) -> Pool:
@@ -28,11 +52,8 @@ def build_pool(spec: KVPoolSpec) -> Pool:
     """
     settings, remote = spec.settings, spec.settings.remote
     world_size = spec.config.parallel.world_size
-    admission = Admission(
-        spec.chunk_bytes,
-        min(spec.tokens_per_block) * spec.blocks_per_chunk,
-        enabled=settings.admission == "measured",
-    )
+    geometry = spec.geometry
+    admission = Admission(geometry.chunk_bytes, geometry.group_tokens, enabled=settings.admission == "measured")
     disk = _disk(spec)
     presence = None if remote is None else _presence(spec, world_size, admission)
     lower = Lower(
@@ -43,7 +64,7 @@ def build_pool(spec: KVPoolSpec) -> Pool:
         fetch_s=5.0 if remote is None else remote.timeouts.fetch_ms / 1000,
     )
     return Pool(
-        SlotIndex(spec.slots, make_policy(settings.tiers.cpu.eviction_policy)),
+        SlotIndex(geometry.slots, make_policy(settings.tiers.cpu.eviction_policy)),
         world_size,
         lower,
         admission,
@@ -57,11 +78,12 @@ def _disk(spec: KVPoolSpec) -> DiskIndex | None:
     tier = spec.settings.tiers.disk
     if tier is None:
         return None
-    index = SlotIndex(spec.disk_slots, make_policy(tier.eviction_policy))
+    geometry = spec.geometry
+    index = SlotIndex(geometry.disk_slots, make_policy(tier.eviction_policy))
     folder = Path(tier.path)
     journal = started(
         folder,
-        lambda beat: Journal(folder, spec.disk_slots, spec.row_bytes, spec.identity, beat),
+        lambda beat: Journal(folder, geometry.disk_slots, geometry.row_bytes, geometry.identity, beat),
         discard=lambda late: late.close(),
     )
     return DiskIndex(index, journal)
@@ -72,9 +94,9 @@ def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presen
     timeouts, document = spec.settings.remote.timeouts, Memory.holding(canonical(spec.document))
     return Presence(
         spec.connect(Breaker(), document),
-        names=lambda key: [spec.part_name(rank, key) for rank in range(world_size)],
+        names=lambda key: [spec.geometry.part_name(rank, key) for rank in range(world_size)],
         timeout_s=lambda questions: admission.lookup_patience_s(questions, timeouts.lookup_ms / 1000),
         patience_s=timeouts.connect_ms / 1000,
-        greeting=(document_name(spec.identity), document.view),
+        greeting=(document_name(spec.geometry.identity), document.view),
         absent_s=AWAITED_S if spec.role is Role.CONSUMER else ABSENT_S,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
     Locality,
-    LookupResult,
     Medium,
     OffloadingEvent,
     OffloadingManager,
@@ -22,27 +21,18 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kvpool_connector.log import get_logger
+from kvpool_connector.geometry import Geometry
 from kvpool_connector.scheduler.engine_view import EngineView
-from kvpool_connector.scheduler.lookups import ALL_TIERS, Lookup
+from kvpool_connector.scheduler.lookups import ALL_TIERS
 from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.transfer import Orders, Reports, Tier
 from kvpool_connector.vllm.adapters import AdapterCheck, Adapters
-from kvpool_connector.vllm.build import build_pool
 from kvpool_connector.vllm.handover import Awaited, Role
+from kvpool_connector.vllm.lookup import PoolLookup
 from kvpool_connector.vllm.metrics import Shape, collect
 from kvpool_connector.vllm.request_log import RequestLog
-from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec
+from kvpool_connector.vllm.spec import TransferSpec
 
-logger = get_logger(__name__)
-
-_RESULTS = {
-    Lookup.HIT: LookupResult.HIT,
-    Lookup.MISS: LookupResult.MISS,
-    Lookup.PENDING: LookupResult.HIT_PENDING,
-    Lookup.RETRY: LookupResult.RETRY,
-}
-_BY_NUMBER = [_RESULTS[lookup] for lookup in sorted(_RESULTS)]
 _SOURCES = {
     Tier.MEMORY: CacheHitSource.HOST,
     Tier.DISK: CacheHitSource.DISK,
@@ -56,57 +46,26 @@ _MEDIA = {
 _STATS_EVERY_S = 1.0
 
 
-def fast_lookup(pool: Pool, adapters: Adapters | None = None) -> Callable[[OffloadKey, ReqContext], LookupResult]:
-    """A lookup with the common case spelled out: a hit in memory and nothing special in this step.
-
-    vLLM asks for each key of a prompt, up to 8000 times, and a call of a method on the way costs as much as the answer.
-    """
-    lookups, find, good, hit = pool.lookups, pool.index.find, pool.index.good, LookupResult.HIT
-    promised, lookup = lookups.promised, lookups.lookup
-
-    known = adapters or Adapters()
-
-    def look_up(key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if known.used and (check := req_context.get_state(AdapterCheck)) is not None:
-            keys = check.keys([key])
-            if not keys:
-                return LookupResult.RETRY if check.waits else LookupResult.MISS
-            key = OffloadKey(keys[0])
-        slot = find(key)
-        if slot is not None and good[slot] and not lookups.exceptional:
-            promised.append(slot)
-            return hit
-        return _BY_NUMBER[lookup(key, req_context.req_id)]
-
-    return look_up
-
-
-class KVPoolManager(OffloadingManager):
+class KVPoolManager(PoolLookup, OffloadingManager):
     """All methods run on the scheduler's thread and return at once; see :class:`Pool` for what they decide."""
 
-    def __init__(self, spec: KVPoolSpec) -> None:
-        """Raises:
-        ConfigError: the disk tier's folder cannot be used.
+    def __init__(
+        self, pool: Pool, geometry: Geometry, role: Role = Role.BOTH, *, handover_s: float = 0.0, answer_s: float = 0.0
+    ) -> None:
+        """Args:
+        handover_s: how long a decode engine's request waits for what its prefill engine writes.
+        answer_s: what the store's answer may take, and the hand-over of a decode engine.
         """
-        self._identity, self.role = spec.identity, spec.role
-        remote = spec.settings.remote
-        self._awaited = Awaited(0.0 if remote is None else remote.timeouts.handover_ms / 1000)
-        self._answer_s = 0.0 if remote is None else remote.timeouts.lookup_ms / 1000
-        if remote is not None and self.role is Role.CONSUMER:
-            self._answer_s += remote.timeouts.handover_ms / 1000
-        self.pool = build_pool(spec)
         self.adapters = Adapters()
-        self.lookup = fast_lookup(self.pool, self.adapters)  # type: ignore[method-assign, assignment]
-        self.log = RequestLog(min(spec.tokens_per_block) * spec.blocks_per_chunk, len(spec.tokens_per_block))
+        super().__init__(pool, self.adapters)
+        self.pool, self.role = pool, role
+        self._identity = geometry.identity
+        self._awaited, self._answer_s = Awaited(handover_s), answer_s
+        self.log = RequestLog(geometry.group_tokens, len(geometry.blocks.tokens))
         self._unkeyed: set[str] = set()  # requests whose keys don't cover their content
-        self._chunk_tokens = spec.chunk_tokens
-        self.shape = Shape(spec.chunk_tokens, spec.chunk_parts, spec.identity)
+        self._chunk_tokens = geometry.chunk_tokens
+        self.shape = Shape(geometry.chunk_tokens, geometry.chunk_parts, geometry.identity)
         self._stats_at = 0.0
-        logger.info("kvpool: %s", spec.describe())
-
-    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """See :meth:`Lookups.lookup`; every instance has :func:`fast_lookup` in its place."""
-        return _BY_NUMBER[self.pool.lookup(key, req_context.req_id)]
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         """The tier, for vLLM's metrics."""

@@ -39,7 +39,8 @@ class KVPoolWorker(OffloadingWorker):
     live: ClassVar[KVPoolWorker | None] = None
 
     def __init__(self, spec: KVPoolSpec, mover: Mover | NullMover) -> None:
-        self._identity, self._blocks_per_chunk = spec.identity, spec.blocks_per_chunk
+        self._identity = spec.geometry.identity
+        self._blocks_per_chunk = spec.geometry.blocks.per_chunk
         self._stops = spec.settings.on_failure == "stop"
         self.mover = mover
         KVPoolWorker.live = self
@@ -119,26 +120,26 @@ def make_disabled_worker(spec: KVPoolSpec, error: Exception) -> KVPoolWorker:
 
 
 def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
-    rank, tier = spec.config.parallel.rank, spec.settings.tiers.disk
+    rank, tier, geometry = spec.config.parallel.rank, spec.settings.tiers.disk, spec.geometry
+    per_chunk = geometry.blocks.per_chunk
     device = make_device(kv_caches)
-    largest = max(device.block_bytes) * spec.blocks_per_chunk
-    if row_bytes_for(largest) > spec.row_bytes:
+    largest = max(device.block_bytes) * per_chunk
+    if row_bytes_for(largest) > geometry.row_bytes:
         raise ConfigError(
-            f"a chunk of {largest} bytes does not fit a row of {spec.row_bytes}: please report this layout"
+            f"a chunk of {largest} bytes does not fit a row of {geometry.row_bytes}: please report this layout"
         )
-    arena = Arena(spec.slots + spec.spare_rows, spec.row_bytes)
+    arena = Arena(geometry.arena_rows, geometry.row_bytes)
     # After the arena: should that not be had, no lock on the folder stays behind.
-    disk = None if tier is None else Disk(_slab(spec, Path(tier.path)), spec.disk_lends)
+    disk = None if tier is None else Disk(_slab(spec, Path(tier.path)), geometry.disk_lends)
     device.adopt(arena)
     arena.populate()
     index_of = {group.group_id: number for number, group in enumerate(spec.config.groups)}
     payload = {
-        group_id.to_bytes(4, "big"): device.block_bytes[number] * spec.blocks_per_chunk
-        for group_id, number in index_of.items()
+        group_id.to_bytes(4, "big"): device.block_bytes[number] * per_chunk for group_id, number in index_of.items()
     }
     parts = Parts(
-        identity=spec.identity,
-        name=lambda key: spec.part_name(rank, key),
+        identity=geometry.identity,
+        name=lambda key: geometry.part_name(rank, key),
         payload_bytes=lambda key: payload[key[-4:]],  # vLLM's key ends in the group: make_offload_key
         dtype=spec.config.model.dtype,
     )
@@ -149,10 +150,10 @@ def _slab(spec: KVPoolSpec, folder: Path) -> Slab:
     """Raises:
     ConfigError: the folder cannot be used, or its file system does not answer.
     """
-    rank, slots = spec.config.parallel.rank, spec.disk_slots
+    rank, geometry = spec.config.parallel.rank, spec.geometry
     return started(
         folder,
-        lambda beat: Slab(folder, rank, slots, spec.row_bytes, spec.identity, beat),
+        lambda beat: Slab(folder, rank, geometry.disk_slots, geometry.row_bytes, geometry.identity, beat),
         discard=lambda late: late.close(),
     )
 
@@ -221,6 +222,7 @@ def pages_of(kv_caches: CanonicalKVCaches) -> list[list[Page]]:
 def _remote(spec: KVPoolSpec, arena: Arena) -> Remote | None:
     if spec.settings.remote is None:
         return None
-    breaker, timeouts, memory = Breaker(), spec.settings.remote.timeouts, Memory(arena.view, spec.most_lent)
+    breaker, timeouts, lends = Breaker(), spec.settings.remote.timeouts, spec.geometry.store_lends
+    memory = Memory(arena.view, lends)
     reader, writer = spec.connect(breaker, memory, lends=True), spec.connect(breaker, memory)
-    return Remote(reader, writer, timeouts.fetch_ms / 1000, timeouts.put_ms / 1000, spec.most_lent)
+    return Remote(reader, writer, timeouts.fetch_ms / 1000, timeouts.put_ms / 1000, lends)

@@ -11,7 +11,8 @@ from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext
 from bench.engine.lookup import long_prompt, waiting_requests
 from connector.tests.unit.pools import KEYS, Rig, closing
 from kvpool_connector.transfer import Reports
-from kvpool_connector.vllm.manager import fast_lookup
+from kvpool_connector.vllm.adapters import Adapters
+from kvpool_connector.vllm.lookup import PoolLookup
 
 A, B, C = (OffloadKey(key) for key in KEYS[:3])
 REQUEST, OTHER = ReqContext("r"), ReqContext("other")
@@ -26,7 +27,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_hits_and_misses(rig: Rig) -> None:
     """In memory, below it, and nowhere."""
-    look_up = fast_lookup(rig.pool)
+    look_up = PoolLookup(rig.pool, Adapters()).lookup
     rig.stored(A)
     assert [look_up(key, REQUEST) for key in (A, B)] == [LookupResult.HIT, LookupResult.RETRY]
     rig.settle()
@@ -37,7 +38,7 @@ def test_hits_and_misses(rig: Rig) -> None:
 
 def test_a_hit_of_the_shortcut_is_promised(rig: Rig) -> None:
     """A hit of a lower tier in the same step takes another slot."""
-    look_up = fast_lookup(rig.pool)
+    look_up = PoolLookup(rig.pool, Adapters()).lookup
     rig.only_below(C)
     rig.stored(A)
     rig.stored(B)
@@ -49,7 +50,7 @@ def test_a_hit_of_the_shortcut_is_promised(rig: Rig) -> None:
 
 def test_what_is_special_is_left_to_the_pool(rig: Rig) -> None:
     """A request that waits, and a pool that is closed down: a block in memory is no hit then."""
-    look_up = fast_lookup(rig.pool)
+    look_up = PoolLookup(rig.pool, Adapters()).lookup
     rig.stored(A)
     rig.presence.hung = True
     assert look_up(B, REQUEST) is LookupResult.RETRY
@@ -61,7 +62,7 @@ def test_what_is_special_is_left_to_the_pool(rig: Rig) -> None:
 
 def test_a_condemned_block_is_no_hit(rig: Rig) -> None:
     """At once, while a load still reads it."""
-    look_up = fast_lookup(rig.pool)
+    look_up = PoolLookup(rig.pool, Adapters()).lookup
     rig.stored(A)
     load = rig.load(A)
     rig.pool.on_reports(Reports(failed={load.ticket: {0}}))
@@ -71,7 +72,7 @@ def test_a_condemned_block_is_no_hit(rig: Rig) -> None:
 
 def test_the_shortcut_survives_a_reset(rig: Rig) -> None:
     """It holds on to parts of the pool that stay the same."""
-    look_up = fast_lookup(rig.pool)
+    look_up = PoolLookup(rig.pool, Adapters()).lookup
     rig.stored(A)
     rig.pool.reset()
     rig.step()
