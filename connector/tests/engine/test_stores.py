@@ -16,7 +16,8 @@ from kvpool_connector.config import RemoteStore
 from kvpool_connector.identity import document_name
 from kvpool_connector.stores import Breaker, Outcome
 from kvpool_connector.stores.factory import make_store
-from kvpool_connector.transfer import Kind
+from kvpool_connector.transfer import Kind, Tier
+from kvpool_connector.worker.secondary.remote import RemoteTier
 from testkit.lmcache import LMCacheServer
 from testkit.mooncake import MooncakePool, make_importable
 from testkit.patience import STORE_TIMEOUTS
@@ -79,8 +80,9 @@ def test_a_store_that_is_used_lost_and_back(kind: str, model: Path, monkeypatch:
 
             # Lost between the answer that it has the parts and their reading.
             engine.forget(tiers=True)
-            assert engine.mover._remote is not None
-            reader = engine.mover._remote._remote.reader
+            tier = engine.mover._secondary[Tier.REMOTE]
+            assert isinstance(tier, RemoteTier)
+            reader = tier._remote.reader
             read = reader.get_into
             lost: list[int] = []
 

@@ -16,9 +16,10 @@ from kvpool_connector.transfer import Kind, Orders, Probe, Reports, Spill, Tier,
 from kvpool_connector.worker.device.base import Chunk, Row
 from kvpool_connector.worker.device.cpu import CpuDevice
 from kvpool_connector.worker.job import Done
-from kvpool_connector.worker.lower import Disk, Remote
 from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.rows import Parts
+from kvpool_connector.worker.secondary.disk import Disk
+from kvpool_connector.worker.secondary.remote import Remote
 from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 

@@ -18,6 +18,7 @@ from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.tiers.starting import started
 from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, Tier
 from kvpool_connector.worker import mover as mover_module
+from kvpool_connector.worker.secondary.disk import DiskTier
 from testkit.hanging_disk import CAN_MOUNT, HangingDisk
 from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import wait_until
@@ -57,8 +58,9 @@ def counted(rank: Rank, what: str) -> int:
 
 def disk_calls(rank: Rank) -> slab_calls.SlabCalls:
     """Of the rank's slab."""
-    assert rank.mover._disk is not None
-    return rank.mover._disk._slab
+    tier = rank.mover._secondary[Tier.DISK]
+    assert isinstance(tier, DiskTier)
+    return tier._slab
 
 
 # ---- start ---------------------------------------------------------------------------------------------------------

@@ -147,7 +147,5 @@ def test_close_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplo
     assert "a lane did not end" in caplog.text
     assert not closed
     go.set()
-    lane = rank.mover._lane_of(Tier.REMOTE)
-    assert lane is not None
-    lane._thread.join(PATIENCE_S)
+    rank.mover._secondary[Tier.REMOTE].read_lane._thread.join(PATIENCE_S)
     assert not lanes()

@@ -20,10 +20,11 @@ from kvpool_connector.transfer import Transfer
 from kvpool_connector.vllm.spec import KVPoolSpec, TransferSpec, device_of
 from kvpool_connector.worker.device.base import Chunk, Device, Page
 from kvpool_connector.worker.device.cpu import CpuDevice
-from kvpool_connector.worker.lower import Disk, Remote
 from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.null import NullMover
 from kvpool_connector.worker.rows import Parts
+from kvpool_connector.worker.secondary.disk import Disk
+from kvpool_connector.worker.secondary.remote import Remote
 
 logger = get_logger(__name__)
 

@@ -4,7 +4,7 @@ Threads, and what they own:
 
 - vLLM's thread: ``store``, ``load``, ``order``, ``wait``, and the outbox. It queues and polls, and never waits but in ``wait``.
 - *copy* lane: the only one that touches KV memory; also seals and checks parts (`Copier`). Loads go before stores.
-- lanes of the lower tiers: see :mod:`kvpool_connector.worker.lower`. A fetch ends by its deadline whatever the tier does.
+- lanes of the tiers below memory: see :class:`Secondary`. A fetch ends by its deadline whatever the tier does.
 - *alarms*: a fetch that still waits in a lane at its deadline is given up there, whatever holds the lane up.
 
 A load passes through up to three stages: slab to rows, store to rows, rows to KV memory. A row belongs to whoever the
@@ -30,10 +30,12 @@ from kvpool_connector.worker.copier import Copier
 from kvpool_connector.worker.device.base import Chunk, Device
 from kvpool_connector.worker.job import Done, Job
 from kvpool_connector.worker.lanes import NORMAL, URGENT, Lane
-from kvpool_connector.worker.lower import Disk, DiskParts, Remote, RemoteParts
 from kvpool_connector.worker.outbox import Outbox
 from kvpool_connector.worker.rows import Parts, Rows
 from kvpool_connector.worker.sampling import sample_of
+from kvpool_connector.worker.secondary.base import Place, Secondary
+from kvpool_connector.worker.secondary.disk import Disk, DiskTier
+from kvpool_connector.worker.secondary.remote import Remote, RemoteTier
 
 logger = get_logger(__name__)
 
@@ -60,8 +62,11 @@ class Mover:
         self._copy = Lane("copy")
         self._copier = Copier(device, self._rows, self.outbox.count)
         self._alarms = Alarms()
-        self._disk = DiskParts(disk, self.outbox) if disk is not None else None
-        self._remote = RemoteParts(remote, self.outbox) if remote is not None else None
+        self._secondary: dict[Tier, Secondary] = {}  # in the order in which a load reads them
+        if disk is not None:
+            self._secondary[Tier.DISK] = DiskTier(disk, self._rows, self.outbox)
+        if remote is not None:
+            self._secondary[Tier.REMOTE] = RemoteTier(remote, self._rows, self.outbox)
         self._longest_s = (remote.fetch_s + remote.put_s if remote is not None else 0.0) + 5.0
 
     # ---- vLLM's thread -----------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ class Mover:
 
     def load(self, job_id: int, transfer: Transfer, chunks: Sequence[Chunk]) -> None:
         """(Lower tiers to) arena to KV memory. Two kinds of stages: a fetch may give up, the copy may not."""
-        self._next_stage(self._start(job_id, transfer, chunks), Tier.MEMORY)
+        self._next_stage(self._start(job_id, transfer, chunks), tuple(self._secondary))
 
     def order(self, orders: Orders) -> None:
         """Spills and probes. Each spill is reported exactly once."""
@@ -81,9 +86,8 @@ class Mover:
             self.outbox.spills_running += 1
             self._spill(spill)
         for probe in orders.probes:
-            lane = self._lane_of(probe.tier)
-            if lane is not None:
-                lane.run(lambda probe=probe: self._probe(probe), NORMAL)  # type: ignore[misc]
+            if (tier := self._secondary.get(probe.tier)) is not None:
+                tier.read_lane.run(lambda probe=probe: self._probe(probe), NORMAL)  # type: ignore[misc]
 
     def wait(self, job_ids: set[int]) -> None:
         """Block until these jobs left KV memory and rows alone, since vLLM gives them to others then: at once, and without
@@ -97,7 +101,8 @@ class Mover:
             waited_for = [job for job_id, job in self._in_flight.items() if job_id in job_ids]
         for job in waited_for:
             if (tier := job.queued) is not None:
-                self._give_up(job, tier)
+                tiers = tuple(self._secondary)
+                self._give_up(job, tiers[tiers.index(tier) :])
         with self._idle:
             while not self._idle.wait_for(lambda: not (job_ids & self._in_flight.keys()), WAIT_TOLD_S):
                 logger.warning("vLLM waits for %d transfers, and goes on when they ended", len(waited_for))
@@ -112,10 +117,9 @@ class Mover:
         """End the threads. What runs is finished, what waits for a lower tier is dropped, and nobody waits longer than
         `CLOSE_S`: a Pod that ends has 30 s in all, and what a tier loses by it is a cached block."""
         until = time.monotonic() + CLOSE_S
-        lower = [tier for tier in (self._disk, self._remote) if tier is not None]
-        for tier in lower:  # these first: they feed the copy lane
+        for tier in self._secondary.values():  # these first: they feed the copy lane
             tier.drop()
-        ended = [tier.close(until) for tier in lower]
+        ended = [tier.close(until) for tier in self._secondary.values()]
         ended.append(self._copy.close(max(until - time.monotonic(), 1.0)))
         self._alarms.close()
         self._rows.arena.close()
@@ -133,31 +137,30 @@ class Mover:
             self._in_flight[job_id] = job
         return job
 
-    def _next_stage(self, job: Job, ended: Tier) -> None:
-        """What comes after a stage of a load: disk, then the remote store, then the copy."""
-        if ended is Tier.MEMORY and job.transfer.from_disk and self._disk is not None:
-            self._queue(job, Tier.DISK, self._disk.read_lane, self._fetch_from_disk)
-        elif ended is not Tier.REMOTE and job.transfer.from_remote and self._remote is not None:
-            self._queue(job, Tier.REMOTE, self._remote.read_lane, self._fetch_from_remote)
-        else:
-            self._copy.run(self._guarded(self._load, job), URGENT)
+    def _next_stage(self, job: Job, left: Sequence[Tier]) -> None:
+        """Begin what comes next in a load: its fetch from the first of the tiers that are left and have
+        some of it, or the copy."""
+        for number, tier in enumerate(left):
+            if job.transfer.positions(tier):
+                self._queue(job, left[number:])
+                return
+        self._copy.run(self._guarded(self._load, job), URGENT)
 
-    def _queue(self, job: Job, tier: Tier, lane: Lane, fetch: Callable[[Job], None]) -> None:
-        """Let a lane fetch, unless it does not come to it by the deadline."""
+    def _queue(self, job: Job, left: Sequence[Tier]) -> None:
+        """Let the lane of the first tier fetch, unless it does not come to it by the deadline."""
 
         def begin(job: Job) -> None:
-            if job.claims(tier):
-                fetch(job)
+            if job.claims(left[0]):
+                self._fetch(job, left)
 
-        job.queued = tier
-        lane.run(self._guarded(begin, job), URGENT)
-        self._alarms.at(job.deadline, lambda: self._give_up(job, tier))
+        job.queued = left[0]
+        self._secondary[left[0]].read_lane.run(self._guarded(begin, job), URGENT)
+        self._alarms.at(job.deadline, lambda: self._give_up(job, left))
 
-    def _give_up(self, job: Job, tier: Tier) -> None:
+    def _give_up(self, job: Job, left: Sequence[Tier]) -> None:
         """From any thread: a fetch that has not begun will not, nor one from a tier after it. What arrived before is used."""
-        if job.claims(tier):
-            transfer = job.transfer
-            late = [*transfer.from_remote, *(position for position, _ in transfer.from_disk if tier is Tier.DISK)]
+        if job.claims(left[0]):
+            late = [position for tier in left for position in job.transfer.positions(tier)]
             job.failed |= dict.fromkeys(late, Outcome.TIMEOUT.value)
             self.outbox.count("fetch not begun in time", len(late))
             self._copy.run(self._guarded(self._load, job), URGENT)
@@ -205,65 +208,44 @@ class Mover:
 
     def _load(self, job: Job) -> None:
         damaged = self._copier.load(job)
-        for position in damaged.keys() & set(job.transfer.from_remote):
-            # A row that was not fetched just now was damaged here, and says nothing about the store's copy.
-            self._remove(job.transfer.keys[position])
+        for tier, secondary in self._secondary.items():
+            # A row that was not fetched just now was damaged here, and says nothing about the tier's copy.
+            for position in damaged.keys() & set(job.transfer.positions(tier)):
+                secondary.remove(job.transfer.keys[position])
         self._finish(job, job.failed | damaged)
 
-    # ---- lanes of the lower tiers --------------------------------------------------------------------------
+    # ---- lanes of the tiers below --------------------------------------------------------------------------
 
-    def _fetch_from_disk(self, job: Job) -> None:
-        """Fill reserved rows, then go on with whatever arrived in time."""
-        assert self._disk is not None
-        positions = [position for position, _ in job.transfer.from_disk]
-        rows = [self._rows.row(job.transfer.slots[p]) for p in positions]
-        started = time.monotonic()
-        slots = [slot for _, slot in job.transfer.from_disk]
-        outcomes = self._disk.get(slots, rows, job.deadline)
-        self._replace_lent(self._disk, [job.transfer.slots[position] for position in positions])
-        self._fetched(job, Tier.DISK, positions, outcomes, started)
-
-    def _fetch_from_remote(self, job: Job) -> None:
-        """Fill reserved rows, then go on with whatever arrived in time."""
-        assert self._remote is not None
-        transfer = job.transfer
-        keys = [transfer.keys[position] for position in transfer.from_remote]
-        parts = [self._rows.part(transfer.keys[p], transfer.slots[p]) for p in transfer.from_remote]
-        started = time.monotonic()
-        outcomes = self._remote.get(self._names(keys), parts, job.deadline)
-        self._replace_lent(self._remote, [transfer.slots[position] for position in transfer.from_remote])
-        for key, outcome in zip(keys, outcomes, strict=True):
+    def _fetch(self, job: Job, left: Sequence[Tier]) -> None:
+        """Fill reserved rows from the first tier, then go on with whatever arrived in time."""
+        tier, started = left[0], time.monotonic()
+        places = [Place(key, slot, disk_slot) for key, slot, disk_slot in job.transfer.places(tier)]
+        outcomes = self._read(tier, places, job.deadline)
+        for place, outcome in zip(places, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
-                self._remove(key)
-        self._fetched(job, Tier.REMOTE, transfer.from_remote, outcomes, started)
-
-    def _replace_lent(self, tier: DiskParts | RemoteParts, slots: Sequence[int]) -> None:
-        """After a fetch into these slots: those that it may still fill get other rows, before anybody hears that it ended."""
-        if (loan := tier.lent) is not None:
-            loan.then(self._rows.replace([slots[position] for position in loan.positions]))
-
-    def _fetched(
-        self, job: Job, tier: Tier, positions: Sequence[int], outcomes: Sequence[Outcome], started: float
-    ) -> None:
+                self._secondary[tier].remove(place.key)
+        positions = job.transfer.positions(tier)
         job.failed |= {p: o.value for p, o in zip(positions, outcomes, strict=True) if o is not Outcome.HIT}
-        keys = [job.transfer.keys[p] for p in positions]
+        keys = [place.key for place in places]
         read_s = time.monotonic() - started
         self._sample(tier, keys, outcomes, read_s, started - job.started, job.transfer.fetch_s)
-        self._next_stage(job, tier)
+        self._next_stage(job, left[1:])
 
     def _probe(self, probe: Probe) -> None:
         """Time one read, and throw away what it brought."""
-        started, spare = time.monotonic(), self._rows.probed
-        deadline = started + self._longest_s
-        if probe.tier is Tier.DISK and self._disk is not None:
-            outcomes = self._disk.get([probe.disk_slot], [self._rows.row(spare)], deadline)
-            self._replace_lent(self._disk, [spare])
-        elif self._remote is not None:
-            outcomes = self._remote.get(self._names([probe.key]), [self._rows.part(probe.key, spare)], deadline)
-            self._replace_lent(self._remote, [spare])
-        else:
-            return
+        started = time.monotonic()
+        places = [Place(probe.key, self._rows.probed, probe.disk_slot)]
+        outcomes = self._read(probe.tier, places, started + self._longest_s)
         self._sample(probe.tier, [probe.key], outcomes, time.monotonic() - started)
+
+    def _read(self, tier: Tier, places: Sequence[Place], deadline: float) -> list[Outcome]:
+        """Read. Slots whose row may still be filled afterwards get another one, before anybody hears that
+        the read ended."""
+        secondary = self._secondary[tier]
+        outcomes = secondary.read(places, deadline)
+        if (loan := secondary.lent) is not None:
+            loan.then(self._rows.replace([places[position].slot for position in loan.positions]))
+        return outcomes
 
     def _sample(
         self,
@@ -280,21 +262,7 @@ class Mover:
             self.outbox.sample(sample)
 
     def _spill(self, spill: Spill) -> None:
-        if spill.tier is Tier.DISK and self._disk is not None:
-            self._disk.write(spill.ticket, spill.disk_slots, [self._rows.row(slot) for slot in spill.slots])
-        elif spill.tier is Tier.REMOTE and self._remote is not None:
-            parts = [self._rows.part(key, slot) for key, slot in zip(spill.keys, spill.slots, strict=True)]
-            self._remote.write(spill.ticket, self._names(spill.keys), parts)
+        if (tier := self._secondary.get(spill.tier)) is not None:
+            tier.write(spill)
         else:
             self.outbox.spilled(spill.ticket, set(range(len(spill.keys))))
-
-    def _lane_of(self, tier: Tier) -> Lane | None:
-        parts = self._disk if tier is Tier.DISK else self._remote
-        return None if parts is None else parts.read_lane
-
-    def _remove(self, key: bytes) -> None:
-        if self._remote is not None:
-            self._remote.remove(self._rows.parts.name(key))
-
-    def _names(self, keys: Sequence[bytes]) -> list[bytes]:
-        return [self._rows.parts.name(key) for key in keys]

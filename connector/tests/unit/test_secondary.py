@@ -1,4 +1,4 @@
-"""The lanes of a rank's lower tiers by themselves. In the mover: test_mover_lower.py."""
+"""The tiers below a rank's memory by themselves. In the mover: test_mover_lower.py."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ import pytest
 
 from connector.tests.unit.fakes import FakeStore
 from connector.tests.unit.rank import IDENTITY
+from kvpool_connector.format import HEADER_BYTES
 from kvpool_connector.stores import Loan, Outcome
+from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.tiers.slab import PAGE, Slab
-from kvpool_connector.worker.lower import Disk, DiskParts, Remote, RemoteParts
+from kvpool_connector.transfer import Spill, Tier
 from kvpool_connector.worker.outbox import Outbox
+from kvpool_connector.worker.rows import Parts, Rows
+from kvpool_connector.worker.secondary.base import Place
+from kvpool_connector.worker.secondary.disk import Disk, DiskTier
+from kvpool_connector.worker.secondary.remote import Remote, RemoteTier
 from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
@@ -25,8 +31,18 @@ def soon() -> float:
     return time.monotonic() + 5
 
 
-PARTS = [memoryview(bytearray(b"%d" % n * 8)) for n in range(3)]
+KEYS = [b"%d" % n for n in range(3)]
 NAMES = [b"part %d" % n for n in range(3)]
+
+
+def spill(ticket: int, *numbers: int) -> Spill:
+    """A write of some of the keys from the rows of the same numbers."""
+    return Spill(ticket, Tier.REMOTE, tuple(KEYS[n] for n in numbers), numbers)
+
+
+def disk_spill(ticket: int, count: int) -> Spill:
+    """A write of so many rows into the slots of the same numbers."""
+    return Spill(ticket, Tier.DISK, tuple(KEYS[:1]) * count, tuple(range(count)), tuple(range(count)))
 
 
 class Rig:
@@ -37,8 +53,10 @@ class Rig:
         self.data: dict[bytes, bytes] = {}
         self.reader, self.writer = FakeStore(self.data), FakeStore(self.data)
         self.slab = Slab(folder, 0, 20, PAGE, IDENTITY)
-        self.remote = RemoteParts(Remote(self.reader, self.writer, 5.0, 5.0), self.outbox)
-        self.disk = DiskParts(Disk(self.slab, 4), self.outbox)
+        self.arena = Arena(22, PAGE)
+        rows = Rows(self.arena, Parts(IDENTITY, lambda key: b"part " + key, lambda key: 8))
+        self.remote = RemoteTier(Remote(self.reader, self.writer, 5.0, 5.0), rows, self.outbox)
+        self.disk = DiskTier(Disk(self.slab, 4), rows, self.outbox)
         assert self.reader.greeted.wait(PATIENCE_S)
         assert self.writer.greeted.wait(PATIENCE_S)
 
@@ -72,6 +90,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield it
     assert it.remote.close(soon())
     assert it.disk.close(soon())
+    it.arena.close()
 
 
 def test_both_connections_are_made_before_they_are_needed(rig: Rig) -> None:
@@ -83,7 +102,7 @@ def test_both_connections_are_made_before_they_are_needed(rig: Rig) -> None:
 def test_a_write_puts_what_is_absent(rig: Rig) -> None:
     """And counts it."""
     rig.data[NAMES[1]] = b"there"
-    rig.remote.write(7, NAMES, PARTS)
+    rig.remote.write(spill(7, 0, 1, 2))
     assert rig.wait() == [(7, set())]
     assert rig.writer.called("put") == [[NAMES[0], NAMES[2]]]
     assert rig.counts == {"put hit": 2}
@@ -94,12 +113,12 @@ def test_what_the_store_refuses_is_counted(rig: Rig) -> None:
     """By both connections, under the server's word for it."""
     for store, word in ((rig.reader, "store refused LOADING"), (rig.writer, "store refused OOM")):
         store.before = lambda verb, store=store, word=word: store.errors.update([word])  # type: ignore[misc]
-    rig.remote.write(7, NAMES[:1], PARTS[:1])
+    rig.remote.write(spill(7, 0))
     assert rig.wait() == [(7, set())]
     done = threading.Event()
 
     def read() -> None:
-        rig.remote.get(NAMES[:1], PARTS[:1], soon())
+        rig.remote.read([Place(KEYS[0], 0)], soon())
         done.set()
 
     rig.remote.read_lane.run(read)
@@ -110,7 +129,7 @@ def test_what_the_store_refuses_is_counted(rig: Rig) -> None:
 def test_an_unanswered_question_is_not_followed_by_a_put(rig: Rig) -> None:
     """The store is slow already."""
     rig.writer.outcome = Outcome.TIMEOUT
-    rig.remote.write(7, NAMES, PARTS)
+    rig.remote.write(spill(7, 0, 1, 2))
     assert rig.wait() == [(7, {0, 1, 2})]
     assert rig.writer.called("put") in ([], [[]])
 
@@ -121,9 +140,9 @@ def test_a_write_whose_call_was_given_up_is_reported_when_that_has_returned(rig:
     rig.writer.before = lambda verb: setattr(
         rig.writer, "lent", Loan(range(3), free.append) if (verb, rig.data) == ("put", {}) else None
     )
-    rig.remote.write(7, NAMES, PARTS)
+    rig.remote.write(spill(7, 0, 1, 2))
     wait_until("it was put", lambda: bool(free))
-    rig.remote.write(8, NAMES[:1], PARTS[:1])
+    rig.remote.write(spill(8, 0))
     assert rig.wait() == [(8, set())]
     free.pop()()
     assert rig.wait() == [(7, set())]
@@ -138,10 +157,10 @@ def test_a_removal_goes_before_queued_writes(rig: Rig) -> None:
         go.wait(10)
 
     rig.writer.before = wait
-    rig.remote.write(1, NAMES[:1], PARTS[:1])
+    rig.remote.write(spill(1, 0))
     assert started.wait(PATIENCE_S)
-    rig.remote.write(2, NAMES[1:], PARTS[1:])
-    rig.remote.remove(NAMES[2])
+    rig.remote.write(spill(2, 1, 2))
+    rig.remote.remove(KEYS[2])
     go.set()
     ended = rig.wait()
     while len(ended) < 2:
@@ -153,9 +172,9 @@ def test_a_removal_goes_before_queued_writes(rig: Rig) -> None:
 
 def test_reads_are_counted_by_outcome(rig: Rig) -> None:
     """For the metrics."""
-    rig.data[NAMES[0]] = b"x" * 8
-    buffers = [memoryview(bytearray(8)) for _ in NAMES]
-    assert rig.remote.get(NAMES, buffers, soon()) == [Outcome.HIT, Outcome.MISS, Outcome.MISS]
+    rig.data[NAMES[0]] = b"x" * (HEADER_BYTES + 8)
+    places = [Place(key, slot) for slot, key in enumerate(KEYS)]
+    assert rig.remote.read(places, soon()) == [Outcome.HIT, Outcome.MISS, Outcome.MISS]
     assert rig.counts == {"get hit": 1, "get miss": 2}
 
 
@@ -166,7 +185,7 @@ def test_a_slab_that_raises_in_every_turn_is_reported_once(rig: Rig, monkeypatch
         raise OSError("EIO")
 
     monkeypatch.setattr(rig.slab, "write_from", write)
-    rig.disk.write(7, range(20), [memoryview(bytearray(PAGE))] * 20)
+    rig.disk.write(disk_spill(7, 20))
     assert rig.wait() == [(7, set(range(20)))]
     assert rig.take() == []
 
@@ -183,14 +202,14 @@ def test_what_is_dropped_is_reported_once_and_not_written(rig: Rig, tier: str) -
     if tier == "remote":
         rig.writer.before = wait
         for ticket in (1, 2):
-            rig.remote.write(ticket, NAMES[ticket : ticket + 1], PARTS[ticket : ticket + 1])
+            rig.remote.write(spill(ticket, ticket))
         assert started.wait(PATIENCE_S)
         rig.remote.drop()
     else:
         rig.disk.read_lane.run(wait)
         assert started.wait(PATIENCE_S)
         for ticket in (1, 2):
-            rig.disk.write(ticket, range(12), [memoryview(bytearray(PAGE))] * 12)
+            rig.disk.write(disk_spill(ticket, 12))
         rig.disk.drop()
     go.set()
     ended = rig.wait()

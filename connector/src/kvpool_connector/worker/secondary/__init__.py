@@ -1,0 +1,1 @@
+"""The tiers below a rank's memory, behind one interface."""
