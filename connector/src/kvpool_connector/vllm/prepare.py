@@ -23,8 +23,9 @@ from kvpool_connector.vllm.sharing import share_of, shared_out
 from kvpool_connector.vllm.spec import EXTRA_KEY, Settings
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_offload.config import OffloadingConfig
 
 logger = get_logger(__name__)
 
@@ -62,6 +63,54 @@ def reconsidered(config: ConnectorConfig, hash_algorithm: str) -> tuple[Connecto
     return config, said
 
 
+def _failure_policy(transfer: KVTransferConfig, *, from_lmcache: bool) -> list[Line]:
+    """Say what a failed load does to a request. LMCache's manifests leave that at vLLM's default, which
+    is an error for the user: there it is changed, since the scheduler looks at it later."""
+    if transfer.kv_load_failure_policy == "recompute":
+        return []
+    if from_lmcache:
+        transfer.kv_load_failure_policy = "recompute"
+        return []
+    return [
+        Line(
+            f"kv_load_failure_policy is {transfer.kv_load_failure_policy!r}: a request whose load fails ends with an error; "
+            "set it to 'recompute'",
+            warning=True,
+        )
+    ]
+
+
+def _role(named: str | None, config: ConnectorConfig) -> tuple[Role, list[Line]]:
+    """Return what the engine does with the store: a part of it only where there is a store."""
+    role = Role(named)
+    if role is Role.BOTH or config.remote is not None:
+        return role, []
+    remark = Line(
+        f"kv_role is {role.value}, and kvpool has no store through which prefill and decode engines meet: set "
+        "remote in kvpool's configuration; until then the engine keeps a cache of its own, as with kv_both",
+        warning=True,
+    )
+    return Role.BOTH, [remark]
+
+
+def _chunk_blocks(
+    offloading: OffloadingConfig, kv_cache_config: KVCacheConfig, config: ConnectorConfig, *, from_lmcache: bool
+) -> tuple[int, list[Line]]:
+    """Return how many of vLLM's blocks a chunk has. A chunk size from LMCache's configuration is taken
+    as nearly as the layout allows; kvpool's own setting has to fit.
+
+    Raises:
+        ConfigError: the configured ``chunk_tokens`` is not a multiple of a block.
+    """
+    specs = support.group_specs(kv_cache_config)
+    alone = len(specs) == 1 and all(isinstance(spec, FullAttentionSpec) for spec in specs)
+    sizes = offloading.worker_kv_bytes_per_block, [group.tokens_per_block for group in offloading.groups]
+    if from_lmcache and config.chunk_tokens is not None:
+        blocks, but = blocks_near_chunk(*sizes, single_full_group=alone, chunk_tokens=config.chunk_tokens)
+        return blocks, [Line(but, warning=True)] if but else []
+    return blocks_per_chunk(*sizes, single_full_group=alone, chunk_tokens=config.chunk_tokens), []
+
+
 def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVConnectorRole) -> None:
     """Leave our settings where vLLM's factory and our spec look for them.
 
@@ -78,8 +127,7 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
         if key in extra and EXTRA_KEY not in extra:
             raise ConfigError(f"kv_connector_extra_config.{key}: use chunk_tokens in kvpool's configuration instead")
     extra.pop("blocks_per_chunk", None)  # ours, from an earlier call: vLLM builds two connectors from one configuration
-    ranks = vllm_config.parallel_config.world_size
-    found = kvpool_config.find(extra, ranks=ranks)
+    found = kvpool_config.find(extra, ranks=vllm_config.parallel_config.world_size)
     share = share_of(vllm_config)
     config = shared_out(found.config, share, sizes=not found.from_lmcache)
     said = list(found.lines)
@@ -90,49 +138,18 @@ def prepare(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, role: KVCon
             )
         )
     config, remarks = reconsidered(config, vllm_config.cache_config.prefix_caching_hash_algo)
+    said += remarks + _failure_policy(transfer, from_lmcache=found.from_lmcache)
+    kv_role, remarks = _role(transfer.kv_role, config)
     said += remarks
-    if transfer.kv_load_failure_policy != "recompute" and found.from_lmcache:
-        # Manifests for LMCache leave it at vLLM's default, which is an error for the user; the scheduler looks at it later.
-        transfer.kv_load_failure_policy = "recompute"
-    elif transfer.kv_load_failure_policy != "recompute":
-        said.append(
-            Line(
-                f"kv_load_failure_policy is {transfer.kv_load_failure_policy!r}: a request whose load fails ends with an error; "
-                "set it to 'recompute'",
-                warning=True,
-            )
-        )
-    kv_role = Role(transfer.kv_role)
-    if kv_role is not Role.BOTH and config.remote is None:
-        said.append(
-            Line(
-                f"kv_role is {kv_role.value}, and kvpool has no store through which prefill and decode engines meet: set "
-                "remote in kvpool's configuration; until then the engine keeps a cache of its own, as with kv_both",
-                warning=True,
-            )
-        )
-        kv_role = Role.BOTH
     transfer.kv_connector_extra_config = extra
     support.check(support.gather(vllm_config, kv_cache_config))
     offloading = build_offloading_config(vllm_config, kv_cache_config)
-    specs = support.group_specs(kv_cache_config)
-    full = all(isinstance(spec, FullAttentionSpec) for spec in specs)
-    geometry = offloading.worker_kv_bytes_per_block, [group.tokens_per_block for group in offloading.groups]
-    alone = len(specs) == 1 and full
-    if found.from_lmcache and config.chunk_tokens is not None:
-        chunk_blocks, but = blocks_near_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
-        if but:
-            said.append(Line(but, warning=True))
-    else:
-        chunk_blocks = blocks_per_chunk(*geometry, single_full_group=alone, chunk_tokens=config.chunk_tokens)
-    for line in said if role is KVConnectorRole.SCHEDULER else ():
+    blocks, remarks = _chunk_blocks(offloading, kv_cache_config, config, from_lmcache=found.from_lmcache)
+    for line in said + remarks if role is KVConnectorRole.SCHEDULER else ():
         logger.log(logging.WARNING if line.warning else logging.INFO, "kvpool: %s", line.text)
-    transfer.kv_connector_extra_config = (
-        extra
-        | SPEC
-        | {
-            "blocks_per_chunk": chunk_blocks,
-            "offload_prompt_only": not config.offload_generated_tokens,
-            EXTRA_KEY: Settings(config, engine_facts(vllm_config, config), kv_role),
-        }
-    )
+    ours = {
+        "blocks_per_chunk": blocks,
+        "offload_prompt_only": not config.offload_generated_tokens,
+        EXTRA_KEY: Settings(config, engine_facts(vllm_config, config), kv_role),
+    }
+    transfer.kv_connector_extra_config = extra | SPEC | ours
