@@ -104,8 +104,8 @@ bench-engine: setup ## The pool against vLLM alone and LMCache: first tokens, ti
 	$(DEV)/python -m bench.serving $(ARGS)
 bench-admission: setup ## Never worse than no cache: first tokens with a store behind 1, 10 and 100 MB/s
 	$(DEV)/python -m bench.admission $(ARGS)
-bench-paced: setup ## At a GPU's pace: the estimate of the prefill rate, documents of another engine one by one and at once
-	$(ENGINE)/python -m bench.engine.paced $(ARGS)
+bench-paced: setup ## At a GPU's pace: the prefill estimate, documents of another engine, what hangs cost (needs root)
+	PYTHONPATH=connector/src $(ENGINE)/python -m bench.engine.paced $(ARGS)
 bench-stores: setup ## The stores' clients against raw streams and the usual clients (1 min, quiet machine)
 	@tools/setup.sh lmcache
 	$(DEV)/python -m bench.stores

@@ -1,8 +1,9 @@
 """What the connector costs vLLM's scheduler thread: the life of a 128K-token prompt, and a step with 200 waiting requests.
 
-Run with the engine's Python: ``python -m bench.engine.lookup``. Measured on the manager as vLLM calls it, without vLLM's own
-loops around it, whose time is printed beside it where they can be called alone. The store is a stand-in that never answers (the
-waiting requests) or is not there; everything else is the real thing.
+Run with the engine's Python: ``PYTHONPATH=connector/src python -m bench.engine.lookup``. Measured on
+the manager as vLLM calls it, without vLLM's own loops around it, whose time is printed beside it where
+they can be called alone. The store is a stand-in that never answers (the waiting requests) or is not
+there; everything else is the real thing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Two engines of the same profile run side by side, one with a memory tier and a Redis, one without a
 connector, and answer in turn. The documents were stored by a third engine that has ended. Between
-two rounds everything is forgotten but the Redis, so that each document is loaded or computed.
+two rounds everything is forgotten but the Redis, so that each document is loaded or computed. Then
+`bench.engine.hangs` measures what hangs cost.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,10 +27,11 @@ from testkit.paced.engine import PacedEngine, engine, tokens
 from testkit.paced.profiles import PROFILES, Profile
 from testkit.servers import KeyValueServer
 
-DOCUMENT = 2000
-"""Tokens of a prompt."""
+DOCUMENT = 2049
+"""Tokens of a prompt: whole chunks, and the one that is always computed."""
 AT_ONCE = (1, 4, 12)
-PROFILE: Profile = dataclasses.replace(PROFILES["llama-8b-thick"], device_tokens=16 * DOCUMENT)
+PROFILE: Profile = dataclasses.replace(PROFILES["llama-8b-thick"], kv_heads=4, head_dim=64, device_tokens=16 * DOCUMENT)
+"""8 KiB of KV a token: one document at a time loads faster than it is computed, twelve do not."""
 
 
 @dataclasses.dataclass
@@ -67,8 +70,22 @@ def main() -> int:
                     for name in order:
                         _ask(asked[name], name, documents, at_once, figures)
                 print(f"round {number + 1} of {rounds}: {json.dumps(dataclasses.asdict(figures))}", flush=True)
-    print(json.dumps(_summary(figures)))
+    print(json.dumps(_summary(figures) | _hangs(rounds)))
     return 0
+
+
+def _hangs(rounds: int) -> dict[str, object]:
+    """Run the other half in a process of its own: its engines share it with what hangs."""
+    command = [sys.executable, "-m", "bench.engine.hangs", "--rounds", str(rounds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        last = ""
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            last = line
+    if running.returncode:
+        sys.exit(running.returncode)
+    found: dict[str, object] = json.loads(last)
+    return found
 
 
 def _config(store: KeyValueServer, admission: str) -> dict[str, object]:

@@ -135,6 +135,26 @@ def test_nothing_passes_while_one_waits_alone(among_others: Rig) -> None:
     assert it.pool.lookup(D, "s") is RETRY
 
 
+def test_a_closed_store_is_not_waited_for(rig: Make) -> None:
+    """It is asked all the same, for whoever comes later. Once in a while the answer is waited for, since
+    measuring takes a key that is there."""
+    it = rig(measured=True, remote=True)
+    it.presence.remote |= {A, B, C}
+    chunk_takes(it, 0.002)
+    for _ in range(SURE_AFTER):
+        sample(it, Tier.REMOTE, 0.01)
+    assert it.pool.lookup(A, "r") is RETRY
+    it.step()
+    assert it.pool.lookup(A, "r") is MISS
+    assert len(it.step().probes) == 1
+    assert it.pool.lookup(B, "s") is MISS
+    assert it.pool.counts["answer not waited for"] == 1
+    it.step()
+    assert it.presence.ask(B, "t")  # it was answered
+    it.clock.now += PROBE_EVERY_S
+    assert it.pool.lookup(C, "u") is RETRY
+
+
 def test_a_closed_tier_is_a_miss_and_is_measured_again(below: tuple[Rig, Tier]) -> None:
     """By probes that nobody waits for, at most one in a second; when it is fast again, its hits are loaded."""
     it, tier = below

@@ -140,6 +140,10 @@ class Admission:
         worth_s = UNKNOWN_PATIENCE_S if compute_s is None else SHARE_FOR_LOOKUP * compute_s
         return max(least_s, min(worth_s, MOST_PATIENCE_S))
 
+    def uses_answer(self, tier: Tier) -> bool:
+        """Return whether a tier's answer about a key would be used: for a load, or to measure a closed tier."""
+        return self.allows(tier) or self._speeds[tier].probe_is_due(self._clock())
+
     def worth_asking(self, chunks: int) -> bool:
         """Whether a request shall wait for the store's answer about so many chunks while others run. The end of a prompt that is
         otherwise cached is computed sooner than it is asked for, and loaded."""

@@ -203,7 +203,8 @@ class Lookups:
     def _wait_or_compute(self) -> Lookup:
         """The store was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
         chunks = max(self._scanned_to - len(self.promised), 1)
-        if self._contents.admission.worth_asking(chunks) or not self.engine.others_run():
+        admission = self._contents.admission
+        if admission.uses_answer(Tier.REMOTE) and (admission.worth_asking(chunks) or not self.engine.others_run()):
             return Lookup.RETRY
         self._contents.counts["answer not waited for"] += 1
         return Lookup.MISS

@@ -78,11 +78,16 @@ class TierSpeed:
             self.rate = self.part_bytes / FIRST_PROBES_S
         return True
 
+    def probe_is_due(self, now: float) -> bool:
+        """Return whether it is time to measure."""
+        if not self._probing and 0 < self._reads < SURE_AFTER:
+            return True
+        pause_s = max(PROBE_EVERY_S, min((self.load_s(1) or 0.0) / PROBE_SHARE, MOST_PROBE_PAUSE_S))
+        return now - self._probed_at >= pause_s
+
     def wants_probe(self, now: float) -> bool:
         """Return whether to measure now. The caller does so if it is told to."""
-        if self._probing or self._reads >= SURE_AFTER or not self._reads:
-            pause_s = max(PROBE_EVERY_S, min((self.load_s(1) or 0.0) / PROBE_SHARE, MOST_PROBE_PAUSE_S))
-            if now - self._probed_at < pause_s:
-                return False
+        if not self.probe_is_due(now):
+            return False
         self._probing, self._probed_at = True, now
         return True
