@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each case")
     rounds = parser.parse_args().rounds
     folder = Path(tempfile.mkdtemp(prefix="kvpool-hangs-"))
-    cases = {
+    cases: dict[str, Callable[[], Trials]] = {
         "store, before it is asked": lambda: _store(folder, rounds, midway=False),
         "store, while it delivers": lambda: _store(folder, rounds, midway=True),
         "nameserver, from the start on": lambda: _nameserver(folder, rounds),
