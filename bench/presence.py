@@ -47,7 +47,7 @@ class Figures:
 def main() -> int:
     """Entry point; the exit code says whether the goals are reached."""
     with KeyValueServer() as server:
-        prompts = [[os.urandom(32) + bytes(4) for _ in range(KEYS)] for _ in range(PROMPTS)]
+        prompts = [tuple(os.urandom(32) + bytes(4) for _ in range(KEYS)) for _ in range(PROMPTS)]
         fill(server, [key for keys in prompts for key in keys])
         runs = [wanted_keys(server, prompts) for _ in range(ROUNDS)]
     quartiles = {

@@ -56,6 +56,12 @@ class HangingDisk:
         self._server.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._server.pid, os.WSTOPPED)
 
+    def sent_bytes(self) -> int:
+        """Return how many bytes the file system has given its readers, about."""
+        assert self._server is not None
+        lines = Path(f"/proc/{self._server.pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+
     def go_on(self) -> None:
         """Serve again, first what was asked for meanwhile."""
         assert self._server is not None

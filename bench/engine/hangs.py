@@ -20,10 +20,13 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import redis
 
 from bench.spread import quartiles
 from kvpool_connector.config.remote import Timeouts
@@ -41,6 +44,8 @@ USUAL_LOADS = 3
 """Loads of which the median says how long one takes."""
 MOST_LOADS = 12
 """So many loads are tried until one is admitted, since a busy machine may close a tier at first."""
+PART_BYTES = 8 << 20
+"""Delivered when a hang begins midway: an eighth of a document."""
 ONE_DOCUMENT = "76Mi"
 """A memory tier in which the next document leaves nothing of the one before it."""
 NAME = "store.kvpool.invalid"
@@ -107,20 +112,41 @@ def bound(figures: dict[str, dict[str, float]]) -> float:
     return round(answer_s + fetch_s + SLACK_S, 3)
 
 
-@contextlib.contextmanager
-def hanging(hang: Callable[[], None], go_on: Callable[[], None], after_s: float) -> Iterator[None]:
-    """Let something hang, from now on or from a moment later on, until the end of the block."""
-    timer = threading.Timer(after_s, hang)
-    if after_s:
-        timer.start()
-    else:
-        hang()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join(5) if after_s else None
-        go_on()
+class Tier:
+    """What can be made to hang, from now on or once it has delivered a part of a document."""
+
+    def __init__(
+        self, hang: Callable[[], None], go_on: Callable[[], None], sent: Callable[[], int], figure: str
+    ) -> None:
+        """Args:
+        sent: bytes that were delivered so far.
+        figure: of the connector, 1 when the tier answers.
+        """
+        self._hang, self._go_on, self._sent, self.figure = hang, go_on, sent, figure
+
+    @contextlib.contextmanager
+    def hanging(self, *, midway: bool) -> Iterator[None]:
+        """Let it hang until the end of the block."""
+        over = threading.Event()
+        watch = threading.Thread(target=self._when_it_delivers, args=(self._sent() + PART_BYTES, over))
+        if midway:
+            watch.start()
+        else:
+            self._hang()
+        try:
+            yield
+        finally:
+            over.set()
+            if midway:
+                watch.join()
+            self._go_on()
+
+    def _when_it_delivers(self, nbytes: int, over: threading.Event) -> None:
+        while not over.is_set():
+            if self._sent() > nbytes:
+                self._hang()
+                return
+            time.sleep(0.001)
 
 
 def first_token(paced: PacedEngine, document: int) -> float:
@@ -146,22 +172,19 @@ def load_s(paced: PacedEngine) -> float:
     raise RuntimeError("no document was loaded: nothing can hang while one is")
 
 
-def _rounds(
-    paced: PacedEngine, rounds: int, hang: Callable[[], None], go_on: Callable[[], None], again: str, *, midway: bool
-) -> Trials:
-    """Ask in turn for a new document and for the first one, which only the tier has, while that hangs.
+def _rounds(paced: PacedEngine, rounds: int, tier: Tier, *, midway: bool) -> Trials:
+    """Ask in turn for new documents and for the first one, which only the tier has, while that hangs.
 
     Args:
-        again: the figure that is 1 when the tier answers.
-        midway: the hang begins in the middle of the load.
+        midway: the hang begins when a part of the document was delivered.
     """
     first_token(paced, 0)
     trials = Trials(load=load_s(paced))
     for number in range(rounds):
         trials.cold += _cold(paced, 100 + 2 * number)
-        with hanging(hang, go_on, trials.load / 2 if midway else 0.0):
+        with tier.hanging(midway=midway):
             trials.hung.append(first_token(paced, 0))
-        wait_until(again, lambda: _is_back(paced, again), poll_s=0.2)
+        wait_until(tier.figure, lambda: _is_back(paced, tier.figure), poll_s=0.2)
     return trials
 
 
@@ -181,15 +204,23 @@ def _is_back(paced: PacedEngine, figure: str) -> bool:
 def _store(folder: Path, rounds: int, *, midway: bool) -> Trials:
     with KeyValueServer("redis") as store:
         kvpool = {"tiers": {"cpu": {"size": ONE_DOCUMENT}}, "remote": store.remote()}
-        with engine(PROFILE, folder / "model", kvpool, separate=False) as paced:
-            return _rounds(paced, rounds, store.pause, store.resume, "kvpool:store_reachable", midway=midway)
+        asked = redis.Redis(port=store.port)
+        tier = Tier(
+            store.pause,
+            store.resume,
+            lambda: int(asked.info("stats")["total_net_output_bytes"]),
+            "kvpool:store_reachable",
+        )
+        with asked, engine(PROFILE, folder / "model", kvpool, separate=False) as paced:
+            return _rounds(paced, rounds, tier, midway=midway)
 
 
 def _disk(folder: Path, rounds: int, *, midway: bool) -> Trials:
     with HangingDisk() as disk:
         tiers = {"cpu": {"size": ONE_DOCUMENT}, "disk": {"path": str(disk.path), "size": "2Gi"}}
+        tier = Tier(disk.hang, disk.go_on, disk.sent_bytes, "kvpool:disk_answers")
         with engine(PROFILE, folder / "model", {"tiers": tiers}, separate=False) as paced:
-            return _rounds(paced, rounds, disk.hang, disk.go_on, "kvpool:disk_answers", midway=midway)
+            return _rounds(paced, rounds, tier, midway=midway)
 
 
 def _nameserver(folder: Path, rounds: int) -> Trials:

@@ -5,7 +5,7 @@
 Two engines of the same profile run side by side, one with a memory tier and a Redis, one without a
 connector, and answer in turn. The documents were stored by a third engine that has ended. Between
 two rounds everything is forgotten but the Redis, so that each document is loaded or computed. Then
-`bench.engine.hangs` measures what hangs cost.
+`bench.engine.hangs` measures what hangs cost, and `bench.presence` how long 250 000 wanted keys take.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ def main() -> int:
                     for name in order:
                         _ask(asked[name], name, documents, at_once, figures)
                 print(f"round {number + 1} of {rounds}: {json.dumps(dataclasses.asdict(figures))}", flush=True)
-    print(json.dumps(_summary(figures) | _hangs(rounds)))
+    others = _figures_of("bench.engine.hangs", "--rounds", str(rounds)) | _figures_of("bench.presence")
+    print(json.dumps(_summary(figures) | others))
     return 0
 
 
-def _hangs(rounds: int) -> dict[str, object]:
-    """Run the other half in a process of its own: its engines share it with what hangs."""
-    command = [sys.executable, "-m", "bench.engine.hangs", "--rounds", str(rounds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+def _figures_of(module: str, *arguments: str) -> dict[str, object]:
+    """Run another benchmark in a process of its own, show what it prints, and return its last line."""
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True) as running:
         last = ""
         for line in running.stdout or ():
             print(line, end="", flush=True)
             last = line
-    if running.returncode:
-        sys.exit(running.returncode)
+    if not last.startswith("{"):
+        sys.exit(f"{module} ended with code {running.returncode} and without figures")
     found: dict[str, object] = json.loads(last)
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from kvpool_connector.scheduler import questions
@@ -24,7 +26,7 @@ def asked(chain: Chain, present: set[bytes]) -> list[int]:
 
 def chain_of(count: int, window: int | None = None) -> Chain:
     chain = Chain(window)
-    chain.keys = KEYS[:count]
+    chain.keys = tuple(KEYS[:count])
     return chain
 
 
@@ -99,22 +101,45 @@ def told(keys: list[bytes]) -> Chain:
     return Chain.told(keys, True)
 
 
+def known(verdicts: Verdicts, keys: list[bytes]) -> list[bool]:
+    """Whether each key has a chain."""
+    numbers = [verdicts.shards[hash(key) & SHARD].get(key) for key in keys]
+    return [number is not None and number in verdicts.chains for number in numbers]
+
+
 def test_verdicts_go_in_their_order_but_not_before_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a key that was asked about once more stays with its newer chain."""
     monkeypatch.setattr(questions, "MOST_VERDICTS", 4)
     verdicts = Verdicts()
     verdicts.add(told(KEYS[:2]))
     pending = Chain()
-    pending.keys = KEYS[1:6]
+    verdicts.begin(pending)
+    pending.gathered += KEYS[1:6]
+    pending.seal()
     for key in pending.keys:
-        verdicts.shards[hash(key) & SHARD][key] = pending
+        verdicts.shards[hash(key) & SHARD][key] = pending.number
     verdicts.sent(pending)
     verdicts.add(told(KEYS[6:8]))
-    assert [verdicts.find(key) is not None for key in KEYS[:8]] == [False] + [True] * 7
+    assert known(verdicts, KEYS[:8]) == [False] + [True] * 7
     verdicts.add(told(KEYS[8:9]))
     assert len(verdicts) == 8  # the pending one keeps its place, and all behind it
     pending.end(rest=False)
     verdicts.add(told(KEYS[9:10]))
-    assert [verdicts.find(key) is not None for key in KEYS[:10]] == [False] * 6 + [True] * 4
+    assert known(verdicts, KEYS[:10]) == [False] * 6 + [True] * 4
+    assert len(verdicts.chains) == 3
     verdicts.clear()
-    assert (len(verdicts), verdicts.find(KEYS[9])) == (0, None)
+    assert (len(verdicts), len(verdicts.chains), known(verdicts, KEYS)) == (0, 0, [False] * len(KEYS))
+
+
+def test_the_garbage_collector_has_nothing_to_do_with_the_keys() -> None:
+    """A full collection over 250 000 of them would stop the scheduler's thread."""
+    verdicts = Verdicts()
+    chain = Chain()
+    verdicts.begin(chain)
+    chain.gathered += KEYS
+    chain.seal()
+    for key in chain.keys:
+        verdicts.shards[hash(key) & SHARD][key] = chain.number
+    gc.collect()
+    assert not gc.is_tracked(chain.keys)
+    assert not any(gc.is_tracked(shard) for shard in verdicts.shards)

@@ -58,7 +58,7 @@ class Presence:
         """
         self._clock, self._timeout_s, self._absent_s = clock, timeout_s, absent_s
         self._verdicts = Verdicts()
-        self._shards = self._verdicts.shards
+        self._shards, self._chain_of = self._verdicts.shards, self._verdicts.chains
         self._asking: tuple[str, bytes, Chain] | None = None  # who asked last in this step, about which group
         self._chains: dict[tuple[str, bytes], Chain] = {}  # of this step, not sent yet
         self._heads: dict[str, list[Chain]] = {}  # those of them that begin at the head of a prompt
@@ -99,8 +99,9 @@ class Presence:
         if not self._asker.reachable and self._asker.tried:
             return False
         shard = self._shards[hash(key) & SHARD]
-        chain = shard.get(key)
-        if chain is not None:
+        number = shard.get(key)
+        if number is not None:
+            chain = self._chain_of[number]
             now = self._clock()
             answers = chain.answers
             if answers is not None and answers.get(key) and now < chain.present_until:
@@ -123,8 +124,8 @@ class Presence:
         else:
             self._counts[NOT_ASKED] += 1
             return False
-        chain.keys.append(key)
-        shard[key] = chain
+        chain.gathered.append(key)
+        shard[key] = chain.number
         return None
 
     def _begin(self, req_id: str, group: bytes, window: int | None, at_head: bool) -> Chain:
@@ -133,6 +134,7 @@ class Presence:
         if chain is None:
             heads = self._heads.setdefault(req_id, [])
             self._chains[req_id, group] = chain = Chain(window, () if window is None else tuple(heads))
+            self._verdicts.begin(chain)
             if window is None and at_head:
                 heads.append(chain)
             self._wait(chain, req_id)
@@ -149,6 +151,8 @@ class Presence:
         if not self._chains:
             return
         chains = list(self._chains.values())
+        for chain in chains:
+            chain.seal()
         questions = sum(len(chain.keys) for chain in chains)
         self._pending += questions
         until = self._clock() + self._timeout_s(questions)
@@ -231,7 +235,7 @@ class Presence:
                 chain.waiters.clear()
         self._sent.clear()
         self._open.clear()
-        self._verdicts.clear()  # its list of shards stays the same
+        self._verdicts.clear()  # its list of shards and its chains stay the same objects
 
     # ---- what is there, long after it was put ----------------------------------------------------------------
 
