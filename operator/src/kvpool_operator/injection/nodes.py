@@ -59,6 +59,36 @@ def items(parent: yaml.Node | None) -> list[yaml.Node]:
     return list(parent.value) if isinstance(parent, yaml.SequenceNode) else []
 
 
+def expanded(root: yaml.Node, most: int) -> int:
+    """Return how many nodes a tree has where each alias stands for what it repeats; ``most`` + 1 for any number above
+    ``most``, and for a node that is within itself. A text of 400 bytes can have billions: each level of aliases
+    multiplies them."""
+    counts: dict[int, int | None] = {}  # None: being counted
+    stack = [(root, False)]
+    while stack:
+        found, is_done = stack.pop()
+        if not isinstance(found, yaml.CollectionNode):
+            counts[id(found)] = 1
+            continue
+        parts = _parts(found)
+        if is_done:
+            total = 1 + sum(counts[id(part)] or 0 for part in parts)
+            counts[id(found)] = min(total, most + 1)
+        elif id(found) not in counts:
+            counts[id(found)] = None
+            stack.append((found, True))
+            stack += [(part, False) for part in parts]
+        elif counts[id(found)] is None:
+            return most + 1
+    return counts[id(root)] or 0
+
+
+def _parts(found: yaml.CollectionNode) -> list[yaml.Node]:
+    if isinstance(found, yaml.MappingNode):
+        return [part for pair in found.value for part in pair]
+    return list(found.value)
+
+
 def is_null(found: yaml.Node) -> bool:
     return isinstance(found, yaml.ScalarNode) and found.tag == _NULL
 

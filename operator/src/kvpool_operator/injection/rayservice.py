@@ -25,6 +25,8 @@ _OFFLOADING, _CACHING = "kv_offloading_size", "enable_prefix_caching"
 _PAIR = ("prefill_config", "decode_config")
 _WIDTH = 1 << 20
 """Of a line: nothing is folded, whatever its length."""
+MOST_TEXT, MOST_NODES = 256 << 10, 50_000
+"""Of a text that is read, in characters and in values: a real one has a few hundred lines."""
 _OURS = {**KV_TRANSFER, "kv_connector_extra_config": {"on_failure": "continue"}}
 """Without a configuration in its Pod the engine runs without the cache, instead of not at all."""
 
@@ -86,7 +88,11 @@ def with_connector(text: str, policy: ConflictPolicy) -> tuple[str, list[str]]:
 
 
 def _extended(text: str, policy: ConflictPolicy) -> tuple[str, list[str]]:
+    if len(text) > MOST_TEXT:
+        raise Skip(Why.NOT_YAML, f"spec.serveConfigV2 has {len(text)} characters, and at most {MOST_TEXT} are read")
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and nodes.expanded(root, MOST_NODES) > MOST_NODES:
+        raise Skip(Why.NOT_YAML, f"spec.serveConfigV2 has more than {MOST_NODES} values, each alias (*) written out")
     engines = list(_engines(root))
     if not engines:
         raise Skip(

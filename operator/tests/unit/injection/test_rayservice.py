@@ -14,6 +14,7 @@ from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
 from kvpool_operator.injection.outcome import Deny, Outcome, Skip
 from kvpool_operator.injection.rayservice import inject as inject_by_policy
 from kvpool_operator.injection.rayservice import with_connector as with_connector_by_policy
+from testkit.patience import promptly
 
 from .pods import LMCACHE, NIXL
 
@@ -338,3 +339,31 @@ def _without_ours(value: Any) -> Any:
                 del kept["prefix_caching_hash_algo"]
         return {key: inner for key, inner in kept.items() if key != "engine_kwargs" or inner}
     return [_without_ours(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ---- texts that would take long ------------------------------------------------------------------------------
+
+
+def bomb(levels: int) -> str:
+    """Each level repeats the one before it nine times."""
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "\n".join([*lines, one(f"{{engine_kwargs: {{x: *a{levels - 1}}}}}")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [bomb(9), one("&a {engine_kwargs: *a}"), one("{engine_kwargs: {}}") + "#" * (1 << 20)],
+    ids=["aliases", "within itself", "1 MB"],
+)
+def test_a_text_that_would_take_long_is_left_alone_at_once(text: str) -> None:
+    with promptly(1), pytest.raises(Skip, match=r"NotYAML: spec\.serveConfigV2 has"):
+        with_connector(text)
+
+
+def test_aliases_and_merge_keys_of_usual_size_are_read() -> None:
+    text = "base: &base {max_model_len: 4096}\n" + one("{engine_kwargs: {<<: *base, a: &l [1, 2], b: *l}}")
+    changed, notes = with_connector(text)
+    assert notes == []
+    (engine,) = engines(changed)
+    assert engine["engine_kwargs"]["kv_transfer_config"] == OURS
