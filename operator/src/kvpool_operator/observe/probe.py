@@ -64,7 +64,7 @@ async def within(
                     await writer.wait_closed()
     except TimeoutError:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {deadline:g} s")
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, UnicodeError) as error:
+    except (OSError, OverflowError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where}: {_words(error)}")
 
 
@@ -95,6 +95,8 @@ async def _ask_sentinel(
     if answer != "*2":
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where} answers, but not like a sentinel: {answer[:80]!r}")
     host, port = [await _bulk(reader) for _ in range(2)]
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+        return StoreProbe(StoreState.UNREACHABLE, f"the sentinel {target.where} names an address without a port")
     return host, int(port)
 
 

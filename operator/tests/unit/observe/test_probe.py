@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvpool_operator.observe.probe import Target, encode, probe
-from kvpool_operator.status.observed import StoreState
+from kvpool_operator.observe.probe import Target, encode, probe, sentinel_primary
+from kvpool_operator.status.observed import StoreProbe, StoreState
 from testkit.patience import PATIENCE_S, promptly
 
 
@@ -53,6 +53,22 @@ async def test_nobody_listens() -> None:
     found = await probe(Target("127.0.0.1", 9))
     assert found.state is StoreState.UNREACHABLE
     assert "Connect" in found.detail
+
+
+@pytest.mark.parametrize("port", ["x", "", "0", "65536", "-1", "9" * 30, "\u0661"])
+async def test_a_sentinel_that_names_no_port(port: str) -> None:
+    """An answer, never an exception: the pool would be without a status for ever."""
+    word = port.encode()
+    async with peer(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(word), word)) as listens:
+        found = await sentinel_primary(Target("127.0.0.1", listens), "mymaster", deadline=PATIENCE_S)
+    assert isinstance(found, StoreProbe)
+    assert found.state is StoreState.UNREACHABLE
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
+async def test_a_port_that_is_none(port: int) -> None:
+    """An older CRD let it in."""
+    assert (await probe(Target("127.0.0.1", port))).state is StoreState.UNREACHABLE
 
 
 async def test_a_store_that_answers() -> None:
