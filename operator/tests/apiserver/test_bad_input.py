@@ -50,6 +50,12 @@ def test_a_store_that_wants_a_password_and_gets_none(kubectl: Kubectl, store: Va
     assert "add the reference" in found["message"]
 
 
+def test_a_secret_of_another_namespace_is_refused(kubectl: Kubectl) -> None:
+    """At admission: a name with a path in it once made the operator read any Secret and send it to the store."""
+    with pytest.raises(AssertionError, match=r"secretRef\.name: Invalid value"):
+        kubectl.apply_pool("pool", external(9, reference="../../kube-system/secrets/admin"))
+
+
 def test_a_store_that_does_not_exist(kubectl: Kubectl) -> None:
     kubectl.apply_pool("pool", external(9, reference=None))
     found = kubectl.await_condition("pool", "BackendAvailable", reason="Unreachable")

@@ -49,6 +49,17 @@ def test_pods_of_a_deployment_and_its_template_stays_as_it_was(pool: Kubectl) ->
     eventually(lambda: len(pool.list("replicasets", "-l", "app=x")) == 1, what="no second ReplicaSet")
 
 
+def test_an_annotation_that_leads_elsewhere(pool: Kubectl, operator: Operator) -> None:
+    """It means no pool, and the Pod says so. It once made the operator list all Secrets."""
+    create(pool, pod("astray", pool="x/../../../../api/v1/secrets"))
+    body = pool.must_get("pod", "astray")
+    assert annotations_of(pool, "astray")["kvpool.dev/skip-reason"].startswith("BadReference: ")
+    assert body["spec"]["containers"][0]["args"] == ["--port", "8000"]
+    create(pool, pod("two"))
+    pool.await_condition("demo", "InjectionReady", reason="Injected")
+    assert "Traceback" not in operator.log
+
+
 def test_a_pod_without_a_sign_of_kvpool_is_not_even_sent(pool: Kubectl, operator: Operator) -> None:
     """The counter is the whole cluster's: a Pod of an earlier test may come in between, but not in between all of these."""
 

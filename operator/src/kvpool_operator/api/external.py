@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from kvpool_operator.api.sections import HOST_PATTERN
+from kvpool_operator.api.object_names import DataKey, ObjectName
+from kvpool_operator.api.sections import ADDRESS, HOST_PATTERN
 from kvpool_operator.api.types import ApiModel
 
 
 class PasswordRef(ApiModel):
     """A Secret in the pool's namespace."""
 
-    name: str = Field(min_length=1, max_length=253, description="The Secret's name.")
-    password_key: str = Field("password", max_length=253, description="Key that holds the password.")
-    username_key: str | None = Field(
-        None, max_length=253, description="Key that holds the ACL user's name; absent: the default user."
+    name: ObjectName = Field(description="The Secret's name.")
+    password_key: DataKey = Field("password", description="Key that holds the password.")
+    username_key: DataKey | None = Field(
+        None, description="Key that holds the ACL user's name; absent: the default user."
     )
 
 
@@ -68,7 +69,7 @@ class External(ApiModel):
         None,
         min_length=1,
         max_length=1024,
-        pattern=r"^(etcd://)?[A-Za-z0-9._-]+:[0-9]+(;[A-Za-z0-9._-]+:[0-9]+)*$",
+        pattern=rf"^(etcd://)?{ADDRESS}(;{ADDRESS})*$",
         description="Mooncake: the master as host:port, or etcd://host:port;host:port to find the leader of several.",
     )
     metadata_server: str | None = Field(

@@ -15,6 +15,7 @@ from kvpool_operator.api.backend import Backend, StoreType
 from kvpool_operator.api.connector_types import RULES as CONNECTOR_RULES
 from kvpool_operator.api.connector_types import Role
 from kvpool_operator.api.injection import Injection
+from kvpool_operator.api.object_names import DataKey, ObjectName
 from kvpool_operator.api.sections import Resources
 from kvpool_operator.api.tiers import Connector, Tiers
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule, list_field
@@ -63,8 +64,8 @@ class EnvVar(ApiModel):
 class SecretKey(ApiModel):
     """One key of a Secret in the pool's namespace."""
 
-    name: str = Field(min_length=1, max_length=253, description="The Secret's name.")
-    key: str = Field("token", min_length=1, max_length=253, description="The key in it.")
+    name: ObjectName = Field(description="The Secret's name.")
+    key: DataKey = Field("token", description="The key in it.")
 
 
 class Engine(ApiModel):

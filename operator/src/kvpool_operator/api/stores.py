@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kvpool_operator.api.sections import Resources, StoreSize
+from kvpool_operator.api.sections import ADDRESS, Resources, StoreSize
 from kvpool_operator.api.types import ApiModel, Rule
 
 RESOURCE_NAME = r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
@@ -85,7 +85,7 @@ class Mooncake(ApiModel):
 class ExternalEtcd(ApiModel):
     """An etcd that somebody else runs, without TLS and password: Mooncake's client has neither."""
 
-    endpoints: tuple[Annotated[str, Field(max_length=260, pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")], ...] = Field(
+    endpoints: tuple[Annotated[str, Field(max_length=260, pattern=rf"^{ADDRESS}$")], ...] = Field(
         min_length=1,
         max_length=16,
         description="Members as host:port. It serves this pool alone: the keys that Mooncake uses have fixed names.",

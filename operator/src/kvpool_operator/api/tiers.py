@@ -8,6 +8,7 @@ from pydantic import Field
 
 from kvpool_operator.api.backend import WritePolicy
 from kvpool_operator.api.connector_types import ConnectorChoice
+from kvpool_operator.api.object_names import ObjectName
 from kvpool_operator.api.sections import TierSize
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule
 
@@ -40,10 +41,8 @@ class Claim(ApiModel):
     storage_class_name: str | None = Field(
         None, max_length=253, description="StorageClass of claims that kvpool makes; absent: the cluster's default."
     )
-    claim_name: str | None = Field(
+    claim_name: ObjectName | None = Field(
         None,
-        min_length=1,
-        max_length=253,
         description="Your own claim; each replica uses a folder of it, so replicas on several nodes need ReadWriteMany.",
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvpool_operator.api import GROUP
+from kvpool_operator.api.object_names import is_object_name
 from kvpool_operator.desired.names import CONSUMER_LABEL
 
 POOL = f"{GROUP}/pool"
@@ -71,10 +72,21 @@ def labels_of(body: Mapping[str, Any]) -> Mapping[str, str]:
     return body.get("metadata", {}).get("labels") or {}
 
 
+class BadReference(ValueError):
+    """An annotation that can mean no pool. The message names it and says how to write it."""
+
+
 def pool_key(reference: str, namespace: str) -> PoolKey:
-    """The pool that an annotation in this namespace means."""
+    """Return the pool that an annotation in this namespace means.
+
+    Raises:
+        BadReference: it can mean none.
+    """
     first, slash, last = reference.strip().partition("/")
-    return (first, last) if slash else (namespace, first)
+    key = (first, last) if slash else (namespace, first)
+    if not all(is_object_name(part) for part in key):
+        raise BadReference(f"{POOL} is {reference[:60]!r}: write <name> or <namespace>/<name> of a KVCachePool")
+    return key
 
 
 def ray_cluster(pod: Mapping[str, Any]) -> str | None:

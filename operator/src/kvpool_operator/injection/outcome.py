@@ -10,6 +10,7 @@ from typing import Any
 class Why(enum.StrEnum):
     """The first word of a skip reason. ``docs/injection.md`` says for each what to do."""
 
+    BAD_REFERENCE = "BadReference"
     POOL_MISSING = "PoolMissing"
     POOL_NOT_READY = "PoolNotReady"
     OFF = "InjectionOff"

@@ -42,22 +42,27 @@ def inject(pod: Mapping[str, Any], facts: Facts) -> Outcome:
         return Outcome(dict(pod), denied=str(refusal))
 
 
-def skipped(pod: Mapping[str, Any], pool: PoolKey, reason: Skip) -> Outcome:
-    """The Pod with nothing but the reason on it."""
+def skipped(pod: Mapping[str, Any], pool: PoolKey | None, reason: Skip) -> Outcome:
+    """The Pod with nothing but the reason on it.
+
+    Args:
+        pool: None where what names it can mean none.
+    """
     return Outcome(_marked(dict(pod), pool, skip=str(reason)), warnings=(f"kvpool: {reason}",))
 
 
-def _marked(pod: Json, pool: PoolKey, *, injected: str | None = None, skip: str | None = None) -> Json:
+def _marked(pod: Json, pool: PoolKey | None, *, injected: str | None = None, skip: str | None = None) -> Json:
     metadata = pod.get("metadata", {})
     # Pods of Ray have no annotation of their own; with it they are found again.
-    annotations = {names.POOL: "/".join(pool), **(metadata.get("annotations") or {})}
+    named = {names.POOL: "/".join(pool)} if pool is not None else {}
+    annotations = {**named, **(metadata.get("annotations") or {})}
     for key, value in ((names.INJECTED, injected), (names.SKIP_REASON, skip)):
         if value is None:
             annotations.pop(key, None)
         else:
             annotations[key] = value
     # The annotation may say anything, a label may not.
-    label = pool[1] if _LABEL.fullmatch(pool[1]) else "invalid"
+    label = pool[1] if pool is not None and _LABEL.fullmatch(pool[1]) else "invalid"
     labels = {**(metadata.get("labels") or {}), names.CONSUMER: label}
     return {**pod, "metadata": {**metadata, "annotations": annotations, "labels": labels}}
 

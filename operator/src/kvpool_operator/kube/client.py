@@ -15,7 +15,7 @@ import httpx2 as httpx
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 
-from kvpool_operator.kube.resources import Resource
+from kvpool_operator.kube.resources import NotAName, Resource
 
 FIELD_MANAGER = "kvpool-operator"
 _TIMEOUT = httpx.Timeout(10)
@@ -61,7 +61,16 @@ class Client:
         await self._http.aclose()
 
     async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
-        return await self._send("GET", resource.path(namespace, name))
+        """Return an object.
+
+        Raises:
+            NotFound: there is none, or none can have this name, about which nobody is asked.
+        """
+        try:
+            path = resource.object_path(namespace, name)
+        except NotAName as error:
+            raise NotFound(status=404, message=str(error)) from None
+        return await self._send("GET", path)
 
     async def list(
         self,
@@ -83,7 +92,7 @@ class Client:
         headers = {"Accept": _METADATA} if metadata_only else None
         items: list[dict[str, Any]] = []
         while True:
-            page = await self._send("GET", resource.path(namespace), params=params, headers=headers)
+            page = await self._send("GET", _list_path(resource, namespace), params=params, headers=headers)
             # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
             head = {"apiVersion": resource.api_version, "kind": resource.kind}
             items += [{**item, **head} for item in page.get("items") or ()]
@@ -97,7 +106,7 @@ class Client:
         metadata = manifest["metadata"]
         return await self._send(
             "PATCH",
-            resource.path(metadata["namespace"], metadata["name"], subresource),
+            _object_path(resource, metadata["namespace"], metadata["name"], subresource),
             params={"fieldManager": FIELD_MANAGER, "force": "true"},
             content=json.dumps(manifest),
             headers={"Content-Type": "application/apply-patch+yaml"},
@@ -107,7 +116,7 @@ class Client:
         """Create, or fail with Conflict: never a change to what is there."""
         return await self._send(
             "POST",
-            resource.path(manifest["metadata"]["namespace"]),
+            _list_path(resource, manifest["metadata"]["namespace"]),
             params={"fieldManager": FIELD_MANAGER},
             content=json.dumps(manifest),
         )
@@ -117,7 +126,7 @@ class Client:
         changed since."""
         return await self._send(
             "PATCH",
-            resource.path(namespace, name),
+            _object_path(resource, namespace, name),
             params={"fieldManager": FIELD_MANAGER},
             content=json.dumps(patch),
             headers={"Content-Type": "application/merge-patch+json"},
@@ -129,7 +138,7 @@ class Client:
         """Change an object that is there (JSON patch): all operations or none."""
         return await self._send(
             "PATCH",
-            resource.path(namespace, name),
+            _object_path(resource, namespace, name),
             params={"fieldManager": FIELD_MANAGER},
             content=json.dumps(operations),
             headers={"Content-Type": "application/json-patch+json"},
@@ -138,7 +147,7 @@ class Client:
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
         """Delete this very object, and not a namesake that came after it."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
-        await self._send("DELETE", resource.path(namespace, name), content=json.dumps(body))
+        await self._send("DELETE", _object_path(resource, namespace, name), content=json.dumps(body))
 
     async def served(self, api_version: str, plural: str) -> bool:
         """Whether the API server knows a resource. Needs no permission beyond discovery."""
@@ -173,6 +182,20 @@ class Client:
             answer: dict[str, Any] = response.json()
             return answer
         raise _error(method, path, response)
+
+
+def _list_path(resource: Resource, namespace: str) -> str:
+    try:
+        return resource.list_path(namespace)
+    except NotAName as error:
+        raise Refused(status=422, message=str(error)) from None
+
+
+def _object_path(resource: Resource, namespace: str, name: str, subresource: str = "") -> str:
+    try:
+        return resource.object_path(namespace, name, subresource)
+    except NotAName as error:
+        raise Refused(status=422, message=str(error)) from None
 
 
 def _error(method: str, path: str, response: httpx.Response) -> ApiError:

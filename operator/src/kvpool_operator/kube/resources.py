@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvpool_operator.api import GROUP, KIND, PLURAL, VERSION
+from kvpool_operator.api.object_names import is_object_name
+
+
+class NotAName(ValueError):
+    """No object and no namespace can have this name."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,31 @@ class Resource:
     def api_version(self) -> str:
         return f"{self.group}/{self.version}" if self.group else self.version
 
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """The path; an empty namespace means all of them, or a resource that is in none."""
+    def list_path(self, namespace: str) -> str:
+        """Return the path of all objects in a namespace; an empty one means all of them, or a resource that is in none.
+
+        Raises:
+            NotAName: no namespace can be called so. HTTP clients resolve ``..`` in a path, so a name that was not
+                looked at could lead to any other object.
+        """
         root = f"/apis/{self.group}" if self.group else "/api"
-        where = f"namespaces/{namespace}/" if namespace else ""
-        parts = [f"{root}/{self.version}/{where}{self.plural}", name, subresource]
-        return "/".join(part for part in parts if part)
+        where = f"namespaces/{_checked(namespace)}/" if namespace else ""
+        return f"{root}/{self.version}/{where}{self.plural}"
+
+    def object_path(self, namespace: str, name: str, subresource: str = "") -> str:
+        """Return the path of one object.
+
+        Raises:
+            NotAName: no object or no namespace can be called so.
+        """
+        path = f"{self.list_path(namespace)}/{_checked(name)}"
+        return f"{path}/{subresource}" if subresource else path
+
+
+def _checked(name: str) -> str:
+    if not is_object_name(name):
+        raise NotAName(f"{name[:60]!r} can be the name of no object")
+    return name
 
 
 POOL = Resource(GROUP, VERSION, PLURAL, KIND)

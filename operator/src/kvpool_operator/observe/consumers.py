@@ -29,10 +29,14 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
     named = annotations.get(names.POOL) or reference
     if not named or "deletionTimestamp" in metadata:
         return None
+    try:
+        pool = names.pool_key(named, metadata["namespace"])
+    except names.BadReference:  # the Pod says so itself, in its annotation
+        return None
     return Consumer(
         namespace=metadata["namespace"],
         pod=metadata["name"],
-        pool=names.pool_key(named, metadata["namespace"]),
+        pool=pool,
         mark=annotations.get(names.INJECTED, ""),
         skip=annotations.get(names.SKIP_REASON, ""),
         version=int(metadata["resourceVersion"]),

@@ -13,7 +13,7 @@ from typing import Any
 from kvpool_operator.api import Settings
 from kvpool_operator.injection import facts, names, pod, rayservice
 from kvpool_operator.injection.facts import Facts
-from kvpool_operator.injection.names import PoolKey
+from kvpool_operator.injection.names import BadReference, PoolKey
 from kvpool_operator.injection.outcome import Outcome, Skip, Why
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.parents import Parents
@@ -42,9 +42,14 @@ class Admission:
             reference = await self._parents.pool(namespace, parent)
         if not reference:
             return None
-        key = names.pool_key(reference, namespace)
         try:
-            return pod.inject(body, await self._facts(key, namespace))
+            key = names.pool_key(reference, namespace)
+        except BadReference as error:
+            return pod.skipped(body, None, Skip(Why.BAD_REFERENCE, str(error)))
+        try:
+            known = await self._facts(key, namespace)
+            # On a thread, like the next one: reading a script of 1 MB takes a second, and other Pods wait.
+            return await asyncio.to_thread(pod.inject, body, known)
         except Skip as reason:
             return pod.skipped(body, key, reason)
 
@@ -56,9 +61,11 @@ class Admission:
             return None
         try:
             known = await self._facts(names.pool_key(reference, namespace), namespace)
+        except BadReference as error:
+            return rayservice.skipped(body, Skip(Why.BAD_REFERENCE, str(error)))
         except Skip as reason:
             return rayservice.skipped(body, reason)
-        return rayservice.inject(body, known.conflict_policy, request.get("oldObject"))
+        return await asyncio.to_thread(rayservice.inject, body, known.conflict_policy, request.get("oldObject"))
 
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE

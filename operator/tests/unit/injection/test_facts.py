@@ -10,7 +10,7 @@ from kvpool_operator.api import Settings
 from kvpool_operator.desired import desired, grants
 from kvpool_operator.injection import facts
 from kvpool_operator.injection.facts import Facts
-from kvpool_operator.injection.names import pool_key
+from kvpool_operator.injection.names import BadReference, pool_key
 from kvpool_operator.injection.outcome import Skip
 
 from ..conftest import MakePool
@@ -108,10 +108,33 @@ def test_a_pool_that_is_being_deleted_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("reference", "key"),
-    [("demo", ("web", "demo")), ("team/demo", ("team", "demo")), (" demo ", ("web", "demo")), ("/", ("", ""))],
+    [("demo", ("web", "demo")), ("team/demo", ("team", "demo")), (" demo ", ("web", "demo"))],
 )
 def test_what_an_annotation_means(reference: str, key: tuple[str, str]) -> None:
     assert pool_key(reference, "web") == key
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "/",
+        "demo/",
+        "/demo",
+        "..",
+        "team/..",
+        "x/../../../../api/v1/secrets",
+        "a/b/c",
+        "%2e%2e/x",
+        "Demo",
+        "x\n",
+        "y" * 300,
+    ],
+)
+def test_an_annotation_that_can_mean_no_pool(reference: str) -> None:
+    """A shorter form of it is in the message, with how to write it."""
+    with pytest.raises(BadReference, match="write <name> or <namespace>/<name>") as error:
+        pool_key(reference.replace("x\n", "x\ny"), "web")
+    assert len(str(error.value)) < 200
 
 
 def test_copies_hold_no_more_than_pods_need(make_pool: MakePool) -> None:

@@ -30,6 +30,11 @@ def test_news_is_what_says_something_new() -> None:
     assert consumers.of(KEY) == ()
 
 
+def test_a_pod_whose_annotation_can_mean_no_pool_is_none() -> None:
+    assert record(pod(pool="x/../../../../api/v1/secrets")) is None
+    assert record(pod(), "team/..") is None
+
+
 def test_a_pod_that_goes_is_none() -> None:
     body = pod(pool="demo")
     body["metadata"]["deletionTimestamp"] = "t"
