@@ -72,7 +72,7 @@ test-controllers: ## InferenceServices and RayServices through KServe's and Kube
 	KVPOOL_TEST_CLUSTER=test-controllers $(DEV)/pytest operator/tests/apiserver/controllers -m "not slow" --durations=0 --durations-min=5
 test-engine: setup ## The connector inside a real vLLM engine, byte for byte
 	@tools/setup.sh partners
-	$(ENGINE)/pytest connector/tests/engine -m "not slow"
+	$(ENGINE)/pytest connector/tests/engine -m "not slow" --durations=0 --durations-min=15
 test-paced: setup ## The connector with CUDA's copies on an emulated GPU: every block checked when it is read
 	$(ENGINE)/pytest connector/tests/paced -m "not slow"
 test-examples: setup ## Every example of examples/vllm, with a real vLLM
