@@ -13,6 +13,19 @@ from kvpool_operator.status.observed import StoreProbe, StoreState
 
 _ANSWER_LIMIT = 4096
 Answer = TypeVar("Answer")
+_KNOWN_ERRORS = {
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "the user or the password is wrong",
+    "NOPERM": "the user has not the rights",
+    "DENIED": "it is in protected mode and serves its own host alone",
+    "LOADING": "it is loading its data",
+    "MASTERDOWN": "it is a replica without its primary",
+    "MISCONF": "it cannot write its snapshot",
+    "CLUSTERDOWN": "its cluster is down",
+    "ERR": "ERR",
+}
+"""What a server's error means, by its first word. Nothing else of an answer is repeated: whoever may make a pool chooses
+the address, and would read in the pool's status what any server in the cluster says to the operator."""
 
 
 def encode(*words: str) -> bytes:
@@ -77,9 +90,7 @@ async def _log_in(target: Target, reader: asyncio.StreamReader, writer: asyncio.
     # A server without any password refuses AUTH with another error; then it is the Secret that is too much.
     if not answer.startswith("-"):
         return None
-    # Some servers repeat what they did not understand, and this goes into a status.
-    words = answer.replace(target.password, "...") if target.password else answer
-    return StoreProbe(StoreState.AUTH_FAILED, f"{target.where} refused the user and password: {words[1:200]}")
+    return StoreProbe(StoreState.AUTH_FAILED, f"{target.where} refused the user and password{_said(answer)}")
 
 
 async def _ask_sentinel(
@@ -89,11 +100,11 @@ async def _ask_sentinel(
         return refused
     answer = await _ask(reader, writer, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", master_name)
     if answer.startswith(("-NOAUTH", "-NOPERM", "-DENIED")):
-        return StoreProbe(StoreState.AUTH_FAILED, f"the sentinel {target.where} lets nobody in: {answer[1:200]}")
+        return StoreProbe(StoreState.AUTH_FAILED, f"the sentinel {target.where} lets nobody in{_said(answer)}")
     if answer in ("*-1", "$-1", "_"):
         return StoreProbe(StoreState.UNKNOWN_MASTER, f"the sentinel {target.where} knows no master {master_name!r}")
     if answer != "*2":
-        return StoreProbe(StoreState.UNREACHABLE, f"{target.where} answers, but not like a sentinel: {answer[:80]!r}")
+        return StoreProbe(StoreState.UNREACHABLE, f"{target.where} answers, but not like a sentinel{_said(answer)}")
     host, port = [await _bulk(reader) for _ in range(2)]
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
         return StoreProbe(StoreState.UNREACHABLE, f"the sentinel {target.where} names an address without a port")
@@ -103,7 +114,7 @@ async def _ask_sentinel(
 async def _bulk(reader: asyncio.StreamReader) -> str:
     size = (await reader.readuntil(b"\r\n")).decode(errors="replace").strip()
     if not size[1:].isdecimal() or int(size[1:]) > _ANSWER_LIMIT:
-        raise UnicodeError(f"not a length: {size[:20]!r}")
+        raise UnicodeError("an answer without a length")
     return (await reader.readexactly(int(size[1:]) + 2))[:-2].decode()
 
 
@@ -113,11 +124,11 @@ async def _converse(target: Target, reader: asyncio.StreamReader, writer: asynci
         return refused
     answer = await _ask(reader, writer, "PING")
     if answer.startswith(("-NOAUTH", "-WRONGPASS", "-NOPERM", "-DENIED")):
-        return StoreProbe(StoreState.AUTH_FAILED, f"{where} lets nobody in without a password: {answer[1:200]}")
+        return StoreProbe(StoreState.AUTH_FAILED, f"{where} lets nobody in without a password{_said(answer)}")
     if answer != "+PONG":
-        return StoreProbe(StoreState.UNREACHABLE, f"{where} answers, but not like Redis or Valkey: {answer[:80]!r}")
+        return StoreProbe(StoreState.UNREACHABLE, f"{where} answers, but not like Redis or Valkey{_said(answer)}")
     if target.database and (answer := await _ask(reader, writer, "SELECT", str(target.database))) != "+OK":
-        return StoreProbe(StoreState.NO_DATABASE, f"{where} has no database {target.database}: {answer[1:200]}")
+        return StoreProbe(StoreState.NO_DATABASE, f"{where} has no database {target.database}{_said(answer)}")
     return StoreProbe(StoreState.AVAILABLE, f"{where} answers")
 
 
@@ -125,6 +136,12 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *word
     writer.write(encode(*words))
     await writer.drain()
     return (await reader.readuntil(b"\r\n")).decode(errors="replace").rstrip("\r\n")
+
+
+def _said(answer: str) -> str:
+    """Return what a server's error means, as the end of a sentence; nothing for any other answer."""
+    meaning = _KNOWN_ERRORS.get(answer[1:].partition(" ")[0]) if answer.startswith("-") else None
+    return f": {meaning}" if meaning else ""
 
 
 def _words(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -84,9 +85,26 @@ def test_a_target_does_not_show_its_password() -> None:
     assert "canary" not in repr(Target("h", 1, password="canary"))
 
 
-async def test_a_password_that_a_peer_repeats_is_not_said() -> None:
-    async with peer(b"-ERR unknown command 'AUTH', with args beginning with: 'canary'\r\n") as port:
-        found = await probe(Target("127.0.0.1", port, password="canary"))
-    assert found.state is StoreState.AUTH_FAILED
-    assert "unknown command" in found.detail
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command 'AUTH', with args beginning with: 'canary'\r\n",
+        b"-WRONGPASS canary\r\n",
+        b"-canary\r\n",
+        b"canary of a web server\r\n",
+        b"*2\r\n$6\r\ncanary\r\n$6\r\ncanary\r\n",
+        b"*2\r\n$canary\r\n",
+    ],
+)
+async def test_nothing_that_a_peer_says_is_repeated(answer: bytes) -> None:
+    """Neither the password nor what a server says that is none of the pool's."""
+    async with peer(answer) as port:
+        target = Target("127.0.0.1", port, password="canary")
+        for login in (target, dataclasses.replace(target, password=None)):
+            found = await probe(login, deadline=PATIENCE_S)
+            assert found.state in (StoreState.AUTH_FAILED, StoreState.UNREACHABLE)
+            assert "canary" not in found.detail
+            named = await sentinel_primary(login, "mymaster", deadline=PATIENCE_S)
+            assert isinstance(named, StoreProbe)
+            assert "canary" not in named.detail
     assert "canary" not in found.detail
