@@ -112,7 +112,7 @@ def bound(figures: dict[str, dict[str, float]]) -> float:
     return round(answer_s + fetch_s + SLACK_S, 3)
 
 
-class Tier:
+class HangingTier:
     """What can be made to hang, from now on or once it has delivered a part of a document."""
 
     def __init__(
@@ -172,7 +172,7 @@ def load_s(paced: PacedEngine) -> float:
     raise RuntimeError("no document was loaded: nothing can hang while one is")
 
 
-def _rounds(paced: PacedEngine, rounds: int, tier: Tier, *, midway: bool) -> Trials:
+def _rounds(paced: PacedEngine, rounds: int, tier: HangingTier, *, midway: bool) -> Trials:
     """Ask in turn for new documents and for the first one, which only the tier has, while that hangs.
 
     Args:
@@ -205,7 +205,7 @@ def _store(folder: Path, rounds: int, *, midway: bool) -> Trials:
     with KeyValueServer("redis") as store:
         kvpool = {"tiers": {"cpu": {"size": ONE_DOCUMENT}}, "remote": store.remote()}
         asked = redis.Redis(port=store.port)
-        tier = Tier(
+        tier = HangingTier(
             store.pause,
             store.resume,
             lambda: int(asked.info("stats")["total_net_output_bytes"]),
@@ -218,7 +218,7 @@ def _store(folder: Path, rounds: int, *, midway: bool) -> Trials:
 def _disk(folder: Path, rounds: int, *, midway: bool) -> Trials:
     with HangingDisk() as disk:
         tiers = {"cpu": {"size": ONE_DOCUMENT}, "disk": {"path": str(disk.path), "size": "2Gi"}}
-        tier = Tier(disk.hang, disk.go_on, disk.sent_bytes, "kvpool:disk_answers")
+        tier = HangingTier(disk.hang, disk.go_on, disk.sent_bytes, "kvpool:disk_answers")
         with engine(PROFILE, folder / "model", {"tiers": tiers}, separate=False) as paced:
             return _rounds(paced, rounds, tier, midway=midway)
 

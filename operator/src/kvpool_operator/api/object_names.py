@@ -1,7 +1,8 @@
-"""What an object of the API server can be called. Every name that comes from a user is held against this, where it is
-read and again where a request's path is made of it.
+"""What an object of the API server can be called. Every name that comes from a user is checked against
+this where it is read, and again where the path of a request is made of it.
 
-Source: the API server's own rules (``k8s.io/apimachinery/pkg/util/validation``, IsDNS1123Subdomain and IsConfigMapKey).
+Source: the API server's own rules (``k8s.io/apimachinery/pkg/util/validation``, IsDNS1123Subdomain and
+IsConfigMapKey).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pydantic import Field
 OBJECT_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 MOST_NAME = 253
 ObjectName = Annotated[str, Field(min_length=1, max_length=MOST_NAME, pattern=OBJECT_NAME)]
-"""The name of an object, such as a Secret. It has no slash, no ``..`` and no other letter that a URL could take
-for something else."""
+"""The name of an object, such as a Secret. It has no slash, no ``..`` and no other character that means
+something else in a URL."""
 DataKey = Annotated[str, Field(min_length=1, max_length=MOST_NAME, pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$")]
 """A key in a Secret, which becomes the name of a file in a Pod."""
 _OBJECT_NAME = re.compile(OBJECT_NAME.removesuffix("$").removeprefix("^"))

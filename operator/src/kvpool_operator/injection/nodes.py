@@ -60,9 +60,11 @@ def items(parent: yaml.Node | None) -> list[yaml.Node]:
 
 
 def expanded(root: yaml.Node, most: int) -> int:
-    """Return how many nodes a tree has where each alias stands for what it repeats; ``most`` + 1 for any number above
-    ``most``, and for a node that is within itself. A text of 400 bytes can have billions: each level of aliases
-    multiplies them."""
+    """Return how many nodes a tree has if each alias is replaced by what it repeats.
+
+    A text of 400 bytes can have billions, because each level of aliases multiplies them. Any number
+    above ``most``, and a node that is within itself, count as ``most`` + 1.
+    """
     counts: dict[int, int | None] = {}  # None: being counted
     stack = [(root, False)]
     while stack:

@@ -64,7 +64,7 @@ class Client:
         """Return an object.
 
         Raises:
-            NotFound: there is none, or none can have this name, about which nobody is asked.
+            NotFound: there is none. A name that no object can have is not sent to the API server.
         """
         try:
             path = resource.object_path(namespace, name)

@@ -28,11 +28,12 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def list_path(self, namespace: str) -> str:
-        """Return the path of all objects in a namespace; an empty one means all of them, or a resource that is in none.
+        """Return the path of all objects in a namespace. An empty one means all namespaces, or a resource
+        that is in none.
 
         Raises:
-            NotAName: no namespace can be called so. HTTP clients resolve ``..`` in a path, so a name that was not
-                looked at could lead to any other object.
+            NotAName: no namespace can have this name. HTTP clients resolve ``..`` in a path, so a name
+                that was not checked could lead to any other object.
         """
         root = f"/apis/{self.group}" if self.group else "/api"
         where = f"namespaces/{_checked(namespace)}/" if namespace else ""
@@ -42,7 +43,7 @@ class Resource:
         """Return the path of one object.
 
         Raises:
-            NotAName: no object or no namespace can be called so.
+            NotAName: no object or no namespace can have such a name.
         """
         path = f"{self.list_path(namespace)}/{_checked(name)}"
         return f"{path}/{subresource}" if subresource else path
@@ -50,7 +51,7 @@ class Resource:
 
 def _checked(name: str) -> str:
     if not is_object_name(name):
-        raise NotAName(f"{name[:60]!r} can be the name of no object")
+        raise NotAName(f"{name[:60]!r} cannot be the name of an object")
     return name
 
 

@@ -16,16 +16,17 @@ Answer = TypeVar("Answer")
 _KNOWN_ERRORS = {
     "NOAUTH": "it asks for a password",
     "WRONGPASS": "the user or the password is wrong",
-    "NOPERM": "the user has not the rights",
+    "NOPERM": "the user lacks the rights",
     "DENIED": "it is in protected mode and serves its own host alone",
     "LOADING": "it is loading its data",
     "MASTERDOWN": "it is a replica without its primary",
     "MISCONF": "it cannot write its snapshot",
     "CLUSTERDOWN": "its cluster is down",
-    "ERR": "ERR",
+    "ERR": "it answered with an error",
 }
-"""What a server's error means, by its first word. Nothing else of an answer is repeated: whoever may make a pool chooses
-the address, and would read in the pool's status what any server in the cluster says to the operator."""
+"""What a server's error means, by its first word. Nothing else of an answer is repeated: whoever may
+make a pool chooses the address, and would read in the pool's status what any server in the cluster
+says to the operator."""
 
 
 def encode(*words: str) -> bytes:

@@ -48,7 +48,7 @@ class Admission:
             return pod.skipped(body, None, Skip(Why.BAD_REFERENCE, str(error)))
         try:
             known = await self._facts(key, namespace)
-            # On a thread, like the next one: reading a script of 1 MB takes a second, and other Pods wait.
+            # On a thread: a script of 1 MB takes a second to read, and other Pods wait on this loop.
             return await asyncio.to_thread(pod.inject, body, known)
         except Skip as reason:
             return pod.skipped(body, key, reason)
