@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,10 @@ from kvpool_connector.stores import Outcome
 from testkit.servers import wait_until
 
 Make = Callable[..., Presence]
+
+
+PROMPT = [b"%04d" % number + bytes(4) for number in range(4096)]
+"""Keys of one group, whose number is in the last four bytes of each."""
 
 
 class Clock:
@@ -222,6 +226,44 @@ def test_answers_are_believed_for_a_while(make: Make, clock: Clock) -> None:
     assert presence.ask(b"here", "r") is None
 
 
+ORDERS = {
+    "the chain's": range(8),
+    "with a gap": (0, 1, 3, 4),
+    "backwards": range(7, -1, -1),
+    "twice": (0, 1, 0, 1, 2),
+    "from the middle": (3, 4, 5),
+    "the absent one first": (6, 0, 1, 7, 2),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_verdicts_do_not_depend_on_the_order_of_the_questions(make: Make, order: Iterable[int]) -> None:
+    """Asking for a chain's keys in its order is merely quicker than any other order."""
+    keys = PROMPT[:8]
+    presence = make(FakeStore(dict.fromkeys(keys[:6], b"1")))
+    ask_all(presence, keys)
+    for _ in range(2):
+        assert [presence.ask(keys[number], "s") for number in order] == [number < 6 for number in order]
+        presence.flush()
+
+
+@pytest.mark.parametrize("end", ["a step", "a load that failed", "a reset"])
+def test_verdicts_of_a_chain_end_in_the_middle_of_it(make: Make, clock: Clock, end: str) -> None:
+    """The first keys were asked for in the chain's order, and what was known of the next one counts no longer."""
+    keys = PROMPT[:4]
+    presence = make(FakeStore(dict.fromkeys(keys, b"1")))
+    ask_all(presence, keys)
+    assert [presence.ask(key, "r") for key in keys[:2]] == [True, True]
+    if end == "a step":
+        presence.flush()
+        clock.now += module.PRESENT_S
+    elif end == "a load that failed":
+        presence.believe([keys[2]], False)
+    else:
+        presence.forget()
+    assert presence.ask(keys[2], "r") is (False if end == "a load that failed" else None)
+
+
 def test_what_others_know_is_believed_and_forgotten(make: Make) -> None:
     """A failed read, for one."""
     presence = make(FakeStore({b"here": b"1"}))
@@ -291,7 +333,6 @@ def ask_all(presence: Presence, keys: list[bytes], req_id: str = "r", **options:
     return [presence.ask(key, req_id, **options) for key in keys]
 
 
-PROMPT = [b"%04d" % number + bytes(4) for number in range(4096)]
 RANKS = 8
 
 

@@ -60,6 +60,8 @@ class Presence:
         self._verdicts = Verdicts()
         self._shards, self._chain_of = self._verdicts.shards, self._verdicts.chains
         self._asking: tuple[str, bytes, Chain] | None = None  # who asked last in this step, about which group
+        self._walked: tuple[Key, ...] = ()  # keys that are present and that a request asks for in this order
+        self._walked_to = 0  # how many of them it has asked for
         self._chains: dict[tuple[str, bytes], Chain] = {}  # of this step, not sent yet
         self._heads: dict[str, list[Chain]] = {}  # those of them that begin at the head of a prompt
         self._pending = 0
@@ -87,7 +89,9 @@ class Presence:
 
     # ---- questions -----------------------------------------------------------------------------------------
 
-    def ask(self, key: Key, req_id: str, window: int | None = None, at_head: bool = False) -> bool | None:
+    def ask(  # noqa: PLR0911 - asked for each key of a prompt: a method for some of the answers costs as much as they do
+        self, key: Key, req_id: str, window: int | None = None, at_head: bool = False
+    ) -> bool | None:
         """Present, absent, or None: not known yet, the request is named by `take_answers` (bounded by the deadline).
 
         Args:
@@ -98,6 +102,12 @@ class Presence:
         # when a lost store is back; until then not even what it was known to have can be loaded.
         if not self._asker.reachable and self._asker.tried:
             return False
+        # A request asks for the keys of its chain in the order of the chain. Looking each of 250 000
+        # up costs four misses of the processor's cache, 3 ms for a prompt of 4096 (measured).
+        walked_to = self._walked_to
+        if walked_to and walked_to < len(self._walked) and self._walked[walked_to] == key:
+            self._walked_to = walked_to + 1
+            return True
         shard = self._shards[hash(key) & SHARD]
         number = shard.get(key)
         if number is not None:
@@ -105,6 +115,8 @@ class Presence:
             now = self._clock()
             answers = chain.answers
             if answers is not None and answers.get(key) and now < chain.present_until:
+                if chain.keys[0] == key:
+                    self._walk(chain)
                 return True  # in short what follows
             if chain.pending(now):
                 self._wait(chain, req_id)
@@ -141,13 +153,24 @@ class Presence:
         self._asking = (req_id, group, chain)
         return chain
 
+    def _walk(self, chain: Chain) -> None:
+        """The first key of a chain was asked for and is present: expect the others of it that are, in this step."""
+        self._walked = chain.keys[: chain.leading]
+        self._walked_to = 1
+
+    def _end_walk(self) -> None:
+        """What was found of that chain counts no longer, or was for this step only."""
+        self._walked = ()
+        self._walked_to = 0
+
     def _wait(self, chain: Chain, req_id: str) -> None:
         if req_id not in chain.waiters:
             chain.waiters.add(req_id)
             self._open[req_id] += 1
 
     def flush(self) -> None:
-        """Send the questions of this step as one batch, with one deadline."""
+        """End of a step: send its questions as one batch, with one deadline."""
+        self._end_walk()
         if not self._chains:
             return
         chains = list(self._chains.values())
@@ -212,6 +235,7 @@ class Presence:
 
     def believe(self, keys: Sequence[Key], present: bool) -> None:
         """Take verdicts from elsewhere: parts that were just put, or just could not be read."""
+        self._end_walk()
         chain = Chain.told(keys, present)
         chain.seen(self._clock(), PRESENT_S, self._absent_s)
         self._verdicts.add(chain)
@@ -229,6 +253,7 @@ class Presence:
 
     def forget(self) -> None:
         """Drop all verdicts. Who waited for one is to ask again."""
+        self._end_walk()
         self._drop_unsent()
         for _, _, chains in self._sent:
             for chain in chains:

@@ -44,6 +44,7 @@ class Chain:
         "gathered",
         "given_up",
         "keys",
+        "leading",
         "number",
         "present_until",
         "until",
@@ -61,6 +62,7 @@ class Chain:
         self.number = 0  # among the verdicts
         self.gathered: list[Key] = []  # until it is sent
         self.keys: tuple[Key, ...] = ()  # from then on
+        self.leading = 0  # of a chain with answers: so many keys from its first one on are all present
         self.waiters: set[str] = set()  # requests that are to be looked up again when it ended
         self.until = float("inf")  # the batch gets its deadline when it is sent
         self.answers: dict[Key, bool] | None = None
@@ -74,6 +76,7 @@ class Chain:
         """Verdicts from elsewhere than a question."""
         chain = cls()
         chain.keys = tuple(keys)
+        chain.leading = len(chain.keys) if present else 0
         chain.answers = dict.fromkeys(keys, present)
         return chain
 
@@ -133,6 +136,7 @@ class Chain:
         """Publish what was found. ``rest``: the answer about keys that were not asked about; None: unknown."""
         if rest is not None:
             self._found = dict.fromkeys(self.keys, rest) | self._found
+        self.leading = sum(1 for _ in itertools.takewhile(self._found.get, self.keys))
         self.answers = self._found
 
 
