@@ -148,11 +148,29 @@ def test_a_closed_store_is_not_waited_for(rig: Make) -> None:
     assert it.pool.lookup(A, "r") is MISS
     assert len(it.step().probes) == 1
     assert it.pool.lookup(B, "s") is MISS
-    assert it.pool.counts["answer not waited for"] == 1
+    assert it.pool.counts["closed store not waited for"] == 1
     it.step()
     assert it.presence.ask(B, "t")  # it was answered
     it.clock.now += PROBE_EVERY_S
     assert it.pool.lookup(C, "u") is RETRY
+
+
+@pytest.mark.parametrize("why", ["no store", "lost", "closed", "not for this request", "broken"])
+def test_a_store_that_gives_the_request_nothing(rig: Make, why: str) -> None:
+    """A decode engine would wait in vain for its prefill engine's writes."""
+    it = rig(measured=True, remote=why != "no store")
+    chunk_takes(it, 0.002)
+    assert it.pool.loads_from_store("r") is (why != "no store")
+    if why == "lost":
+        it.presence.reachable = False
+    elif why == "closed":
+        sample(it, Tier.REMOTE, 0.01)
+    elif why == "not for this request":
+        it.pool.lookups.restrict("r", frozenset({Tier.MEMORY}))
+    elif why == "broken":
+        it.pool.close_down("a rank is gone", "Start again")
+    assert not it.pool.loads_from_store("r")
+    assert it.pool.loads_from_store("s") is (why == "not for this request")
 
 
 def test_a_closed_tier_is_a_miss_and_is_measured_again(below: tuple[Rig, Tier]) -> None:

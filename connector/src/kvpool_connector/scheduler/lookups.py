@@ -204,7 +204,10 @@ class Lookups:
         """The store was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
         chunks = max(self._scanned_to - len(self.promised), 1)
         admission = self._contents.admission
-        if admission.uses_answer(Tier.REMOTE) and (admission.worth_asking(chunks) or not self.engine.others_run()):
+        if not admission.uses_answer(Tier.REMOTE):
+            self._contents.counts["closed store not waited for"] += 1
+            return Lookup.MISS
+        if admission.worth_asking(chunks) or not self.engine.others_run():
             return Lookup.RETRY
         self._contents.counts["answer not waited for"] += 1
         return Lookup.MISS

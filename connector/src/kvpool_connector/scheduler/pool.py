@@ -193,6 +193,12 @@ class Pool:
         """Whether the remote store answered last time; None without one."""
         return None if self.contents.presence is None else self.contents.presence.reachable
 
+    def loads_from_store(self, req_id: str) -> bool:
+        """Whether the request would be given what the remote store has of its prompt, as things are now."""
+        if self.broken or not self.store_reachable:
+            return False
+        return self.admission.allows(Tier.REMOTE) and self.lookups.allows(req_id, Tier.REMOTE)
+
     @property
     def busy(self) -> bool:
         """Only engine steps bring spills and probes to their end."""

@@ -136,9 +136,7 @@ class KVPoolManager(PoolLookup, OffloadingManager):
     def awaits(self, req_id: str, missing: int) -> bool:
         """Called by the connector after a lookup: whether the request shall wait for tokens that its prefill engine is
         writing to the store, and look again in the next step."""
-        if missing <= 0 or self.role is not Role.CONSUMER or self.pool.broken or not self.pool.store_reachable:
-            return False
-        if not self.pool.lookups.allows(req_id, Tier.REMOTE):
+        if missing <= 0 or self.role is not Role.CONSUMER or not self.pool.loads_from_store(req_id):
             return False
         late = self._awaited.late
         waits = self._awaited.waits(req_id)
