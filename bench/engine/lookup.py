@@ -23,8 +23,9 @@ from vllm.v1.kv_offload.base import OffloadKey, ReqContext, ScheduleEndContext
 from kvpool_connector.geometry import Blocks, Geometry
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.pool import Lower, Pool
+from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.secondary.remote import RemoteIndex
 from kvpool_connector.tiers.arena import row_bytes_for
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex
@@ -61,8 +62,9 @@ class Silent:
 
 def manager(slots: int, presence: Silent | None = None) -> KVPoolManager:
     """A manager without an engine around it."""
-    lower = Lower(presence=cast(Presence, presence) if presence else None)
-    pool = Pool(SlotIndex(slots, make_policy("lru")), 1, lower, Admission(1 << 20, 16), Events(enabled=False))
+    index = SlotIndex(slots, make_policy("lru"))
+    secondaries = [RemoteIndex(cast(Presence, presence), index)] if presence else []
+    pool = Pool(index, 1, secondaries, Admission(1 << 20, 16), Events(enabled=False))
     blocks = Blocks(world_size=1, tokens=(16,), nbytes=1 << 20, per_chunk=1)
     geometry = Geometry(
         identity="0" * 32,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Sequence
 
 Ticket = int
 """Number of one transfer or spill, given out by the scheduler. Failures travel back under it, so that a report about work
@@ -53,17 +52,12 @@ class Transfer:
     compared: frozenset[int] = frozenset()
     """STORE: positions whose row holds the block already. It is compared with what was computed, and left as it is."""
 
-    def positions(self, tier: Tier) -> Sequence[int]:
-        """Return the positions of the rows that are filled from this tier first."""
+    def fetches(self, tier: Tier) -> dict[int, int]:
+        """Return the place in this tier by position of the rows that are filled from it first: a slot
+        of the slab; 0 in the store, which goes by the key."""
         if tier is Tier.DISK:
-            return [position for position, _ in self.from_disk]
-        return self.from_remote if tier is Tier.REMOTE else ()
-
-    def places(self, tier: Tier) -> list[tuple[bytes, int, int]]:
-        """Return key, row and slot of the slab for each of these positions; the slot is 0 where it is
-        not the disk that has them."""
-        disk_slots = dict(self.from_disk) if tier is Tier.DISK else {}
-        return [(self.keys[p], self.slots[p], disk_slots.get(p, 0)) for p in self.positions(tier)]
+            return dict(self.from_disk)
+        return dict.fromkeys(self.from_remote, 0) if tier is Tier.REMOTE else {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

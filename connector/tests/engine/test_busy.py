@@ -10,6 +10,7 @@ from vllm import RequestOutput, SamplingParams
 
 from connector.tests.engine.harness import Engine, empty, prompt, remote, running
 from kvpool_connector.scheduler.lookups import Lookup
+from kvpool_connector.transfer import Tier
 from kvpool_connector.vllm.engine_view import RunningRequests
 from kvpool_connector.vllm.handover import Role
 from testkit.servers import KeyValueServer, wait_until
@@ -37,8 +38,8 @@ def answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Lookup]:
     lookups, admission = engine.manager.pool.lookups, engine.manager.pool.admission
     decide = lookups._wait_or_compute
 
-    def record() -> Lookup:
-        said.append(decide())
+    def record(tier: Tier) -> Lookup:
+        said.append(decide(tier))
         return said[-1]
 
     monkeypatch.setattr(lookups, "_wait_or_compute", record)

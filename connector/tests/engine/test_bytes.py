@@ -73,13 +73,13 @@ def test_redis_lost_and_back(engine: Engine, store: KeyValueServer) -> None:
     engine.settle()
     whole = len(engine.chunks(Kind.STORE))
     store.kill()
-    wait_until("the loss is noticed", lambda: not engine.manager.pool.contents.presence.reachable)  # type: ignore[union-attr]
+    wait_until("the loss is noticed", lambda: engine.manager.pool.store_reachable is False)
     engine.forget()
     assert engine.generate(prompt(4)) == (text, whole * engine.chunk_tokens)  # from memory
     engine.settle()
 
     store.start()
-    wait_until("its return is noticed", lambda: engine.manager.pool.contents.presence.reachable)  # type: ignore[union-attr]
+    wait_until("its return is noticed", lambda: engine.manager.pool.store_reachable is True)
     engine.generate(prompt(4))
     engine.settle()
     with redis.Redis(port=store.port, password=store.password) as client:

@@ -49,9 +49,8 @@ def only_on_disk(engine: Engine) -> None:
 def answers(engine: Engine) -> bool:
     """After a step, since reports come with steps."""
     engine.generate(prompt(900, words=3), tokens=1)
-    disk = engine.manager.pool.disk
-    assert disk is not None
-    return disk.answers
+    (disk,) = engine.manager.pool.secondaries
+    return disk.usable
 
 
 def test_a_disk_hangs_under_a_running_engine(engine: tuple[Engine, HangingDisk]) -> None:

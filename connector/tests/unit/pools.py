@@ -9,12 +9,13 @@ from typing import Any, cast
 
 from connector.tests.unit.fakes import FakePresence
 from kvpool_connector.scheduler.admission import Admission
-from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.lookups import Lookup
-from kvpool_connector.scheduler.pool import Lower, Pool
+from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.scheduler.spills import WritePolicy
+from kvpool_connector.scheduler.secondary.base import Secondary, WritePolicy
+from kvpool_connector.scheduler.secondary.disk import DiskIndex
+from kvpool_connector.scheduler.secondary.remote import RemoteIndex
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.tiers.journal import Journal
 from kvpool_connector.tiers.policy import make_policy
@@ -57,9 +58,9 @@ class Busy:
         return self._prefill_tokens
 
 
-def disk_index(folder: Path, slots: int) -> DiskIndex:
+def disk_index(folder: Path, slots: int, policy: WritePolicy = "write_through") -> DiskIndex:
     """Over a real journal."""
-    return DiskIndex(SlotIndex(slots, make_policy("lru")), Journal(folder, slots, 4096, IDENTITY))
+    return DiskIndex(SlotIndex(slots, make_policy("lru")), Journal(folder, slots, 4096, IDENTITY), policy)
 
 
 class Rig:
@@ -84,18 +85,21 @@ class Rig:
         """
         self.clock, self.ranks = Clock(), ranks
         self.presence = presence or FakePresence()
-        self.disk = None if folder is None else disk_index(folder, disk_slots)
+        self.disk = None if folder is None else disk_index(folder, disk_slots, disk_policy)
+        self.index = SlotIndex(slots, make_policy("lru"))
+        secondaries: list[Secondary] = [] if self.disk is None else [self.disk]
+        if remote:
+            secondaries.append(RemoteIndex(cast(Presence, self.presence), self.index, remote_policy, self.clock))
         self.admission = Admission(CHUNK_BYTES, CHUNK_TOKENS, enabled=measured, clock=self.clock)
         self.pool = Pool(
-            SlotIndex(slots, make_policy("lru")),
+            self.index,
             ranks,
-            Lower(self.disk, disk_policy, cast(Presence, self.presence) if remote else None, remote_policy),
+            secondaries,
             self.admission,
             Events(enabled=True),
             None if verify_one_in is None else Verification(verify_one_in),
             clock=self.clock,
         )
-        self.index = self.pool.index
 
     # ---- a request -----------------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ def test_an_unreachable_store_is_a_miss_at_once(rig: Make) -> None:
 
 
 def test_a_failed_load_forgets_what_failed_only(rig: Make) -> None:
-    """And the store is not believed to have it."""
+    """A row of memory that was damaged says nothing about what the store has."""
     it = rig(remote=True)
     it.stored(A, B, C)
     it.settle()
@@ -202,7 +202,18 @@ def test_a_failed_load_forgets_what_failed_only(rig: Make) -> None:
     assert [key in it.index for key in (A, B, C)] == [True, False, True]
     assert it.changes() == [(MEMORY, "removed", (B,))]
     it.presence.remote.add(B)
-    assert it.pool.lookup(B, "other") is MISS
+    assert it.pool.lookup(B, "other") is HIT
+    assert it.pool.tier_of(B) is Tier.REMOTE
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_the_store_did_not_deliver_is_not_believed_to_be_there(rig: Make, late: bool) -> None:
+    it = rig(remote=True)
+    it.presence.remote |= {A, B}
+    load = it.load(A, B)
+    it.pool.on_reports(Reports(failed={load.ticket: {1}}, lost={} if late else {load.ticket: {1}}))
+    it.pool.end_load("r")
+    assert [it.pool.lookup(key, "other") for key in (A, B)] == [HIT, MISS]
 
 
 def test_a_store_that_was_silent_is_not_asked_again_before_it_answers(rig: Make) -> None:

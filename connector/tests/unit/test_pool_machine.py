@@ -24,9 +24,10 @@ from connector.tests.unit.pools import CHUNK_BYTES, CHUNK_TOKENS, HIT, PENDING, 
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.lookups import MAX_FAILED_LOADS
-from kvpool_connector.scheduler.pool import Lower, Pool
+from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.scheduler.spills import WritePolicy
+from kvpool_connector.scheduler.secondary.base import WritePolicy
+from kvpool_connector.scheduler.secondary.remote import RemoteIndex
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex, State
@@ -79,12 +80,12 @@ class PoolMachine(RuleBasedStateMachine):
     def start(self) -> None:
         """A process: with what the disk tells it."""
         self.presence, self.clock = FakePresence(), Clock()
-        self.disk = disk_index(self.folder, DISK_SLOTS)
-        lower = Lower(self.disk, self.policies[0], cast(Presence, self.presence), self.policies[1])
+        self.disk = disk_index(self.folder, DISK_SLOTS, self.policies[0])
+        index = SlotIndex(SLOTS, make_policy("lru"))
         self.pool = Pool(
-            SlotIndex(SLOTS, make_policy("lru")),
+            index,
             RANKS,
-            lower,
+            [self.disk, RemoteIndex(cast(Presence, self.presence), index, self.policies[1])],
             Admission(CHUNK_BYTES, CHUNK_TOKENS, enabled=self.measured, clock=self.clock),
             Events(enabled=True),
             None if self.verify is None else Verification(self.verify),

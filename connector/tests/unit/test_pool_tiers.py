@@ -86,9 +86,11 @@ def test_a_promise_of_the_disk_holds_for_the_step(rig: Make, tmp_path: Path) -> 
     it.only_below(A)
     assert it.pool.lookup(A, "r") is HIT
     assert it.disk is not None
-    assert it.disk.begin_write([B]) == ([None], [])
+    assert it.disk.begin(1, [B], [0]) == (None, [])
     it.step()
-    assert it.disk.begin_write([B]) == ([0], [A])
+    spill, evicted = it.disk.begin(2, [B], [0])
+    assert spill is not None
+    assert (spill.disk_slots, evicted) == ((0,), [A])
     assert (it.index.free, A in it.disk) == (4, False)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from connector.tests.unit.pools import HIT, KEYS, Make, Rig
-from kvpool_connector.scheduler import remote_target
-from kvpool_connector.scheduler.remote_target import REFRESH_AFTER_S, REFRESH_BATCH
+from kvpool_connector.scheduler.secondary import remote
+from kvpool_connector.scheduler.secondary.remote import REFRESH_AFTER_S, REFRESH_BATCH
 from kvpool_connector.transfer import Tier
 
 A, B = KEYS[:2]
@@ -107,7 +107,7 @@ def test_a_closed_pool_writes_nothing(held: Rig) -> None:
 
 def test_a_step_refreshes_few(rig: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what waits is bounded: it is used again, or it is not hot."""
-    monkeypatch.setattr(remote_target, "MOST_TO_REFRESH", 150)
+    monkeypatch.setattr(remote, "MOST_TO_REFRESH", 150)
     keys = [b"%07d" % n + bytes(1) for n in range(200)]
     it = rig(remote=True, slots=256)
     it.stored(*keys)

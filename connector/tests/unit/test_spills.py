@@ -7,18 +7,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvpool_connector.scheduler.spills import BATCH, Spills, WritePolicy
+from kvpool_connector.scheduler.secondary.base import ABSENT, Secondary, WritePolicy
+from kvpool_connector.scheduler.spills import BATCH, Spills
 from kvpool_connector.tiers.policy import make_policy
 from kvpool_connector.tiers.slots import SlotIndex, State
 from kvpool_connector.transfer import Spill, Ticket, Tier
 
 
-class FakeTarget:
-    """Takes what it is told to take."""
+class FakeTier(Secondary):
+    """Takes what it is told to take, and is never read."""
+
+    usable = True
 
     def __init__(self, tier: Tier, policy: WritePolicy) -> None:
         self.tier, self.policy = tier, policy
-        self.usable = True
         self.has: set[bytes] = set()
         self.noted: list[int] = []
         self.seen_again: list[bytes] = []
@@ -45,6 +47,18 @@ class FakeTarget:
     def used(self, keys: Sequence[bytes], slots: Sequence[int]) -> None:
         self.seen_again += keys
 
+    def find(self, key: bytes, req_id: str, window: int | None, at_head: bool) -> int:
+        return ABSENT
+
+    def lose(self, key: bytes, place: int, *, late: bool) -> bool:
+        return False
+
+    def reset(self, running: Sequence[Spill]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def lost(self) -> list[tuple[bytes, int]]:
         lost, self.dropped = self.dropped, []
         self.has -= {key for key, _ in lost}
@@ -54,7 +68,7 @@ class FakeTarget:
 class Rig:
     """An index with blocks in it, and one target or two."""
 
-    def __init__(self, *targets: FakeTarget, slots: int = 64, ranks: int = 1) -> None:
+    def __init__(self, *targets: FakeTier, slots: int = 64, ranks: int = 1) -> None:
         self.index = SlotIndex(slots, make_policy("lru"))
         self.targets = targets
         self.spills = Spills(self.index, targets, ranks, itertools.count(1).__next__)
@@ -79,18 +93,18 @@ class Rig:
 
 
 @pytest.fixture
-def disk() -> FakeTarget:
+def disk() -> FakeTier:
     """Writes at once."""
-    return FakeTarget(Tier.DISK, "write_through")
+    return FakeTier(Tier.DISK, "write_through")
 
 
 @pytest.fixture
-def back() -> FakeTarget:
+def back() -> FakeTier:
     """Writes late."""
-    return FakeTarget(Tier.DISK, "write_back")
+    return FakeTier(Tier.DISK, "write_back")
 
 
-def test_a_batch_is_bounded(disk: FakeTarget) -> None:
+def test_a_batch_is_bounded(disk: FakeTier) -> None:
     """A tier reports it within a fraction of a second; more is more spills, up to the bound on pinned rows."""
     rig = Rig(disk, slots=400)
     rig.offered(150)
@@ -99,22 +113,22 @@ def test_a_batch_is_bounded(disk: FakeTarget) -> None:
     assert rig.issue() == []
 
 
-def test_the_bound_is_for_all_tiers_together(disk: FakeTarget) -> None:
+def test_the_bound_is_for_all_tiers_together(disk: FakeTier) -> None:
     """A quarter of the slots, give or take one batch."""
-    rig = Rig(disk, FakeTarget(Tier.REMOTE, "write_through"), slots=64)
+    rig = Rig(disk, FakeTier(Tier.REMOTE, "write_through"), slots=64)
     rig.offered(64)
     assert [(spill.tier, len(spill.keys)) for spill in rig.issue()] == [(Tier.DISK, BATCH)]
     assert rig.spills.busy
 
 
-def test_evicted_keys_are_told_with_their_tier(disk: FakeTarget) -> None:
+def test_evicted_keys_are_told_with_their_tier(disk: FakeTier) -> None:
     """For the events."""
     rig = Rig(disk)
     rig.offered(1)
     assert rig.spills.issue()[1] == [(Tier.DISK, b"gone")]
 
 
-def test_a_slot_that_has_another_owner_by_now_is_not_written(disk: FakeTarget) -> None:
+def test_a_slot_that_has_another_owner_by_now_is_not_written(disk: FakeTier) -> None:
     """What waits pins nothing."""
     rig = Rig(disk)
     keys, slots = rig.offered(2)
@@ -123,7 +137,7 @@ def test_a_slot_that_has_another_owner_by_now_is_not_written(disk: FakeTarget) -
     assert [spill.keys for spill in rig.issue()] == [(keys[1],)]
 
 
-def test_a_condemned_block_is_not_written(disk: FakeTarget) -> None:
+def test_a_condemned_block_is_not_written(disk: FakeTier) -> None:
     """Its bytes are bad."""
     rig = Rig(disk)
     keys, slots = rig.offered(2)
@@ -133,7 +147,7 @@ def test_a_condemned_block_is_not_written(disk: FakeTarget) -> None:
     rig.index.release(slots)
 
 
-def test_what_the_tier_has_by_now_is_not_written(disk: FakeTarget) -> None:
+def test_what_the_tier_has_by_now_is_not_written(disk: FakeTier) -> None:
     """Another way was faster."""
     rig = Rig(disk)
     keys, _ = rig.offered(2)
@@ -141,9 +155,9 @@ def test_what_the_tier_has_by_now_is_not_written(disk: FakeTarget) -> None:
     assert [spill.keys for spill in rig.issue()] == [(keys[1],)]
 
 
-def test_what_a_tier_lost_is_offered_to_it_again(disk: FakeTarget) -> None:
+def test_what_a_tier_lost_is_offered_to_it_again(disk: FakeTier) -> None:
     """Unless the row belongs to another block by then."""
-    remote = FakeTarget(Tier.REMOTE, "selective")
+    remote = FakeTier(Tier.REMOTE, "selective")
     rig = Rig(disk, remote)
     keys, slots = rig.offered(3, again=True)
     for spill in rig.issue():
@@ -156,14 +170,14 @@ def test_what_a_tier_lost_is_offered_to_it_again(disk: FakeTarget) -> None:
     assert rig.spills.counts["remote lost, to be written again"] == 2
 
 
-def test_what_is_held_is_noted_by_its_tier(disk: FakeTarget) -> None:
+def test_what_is_held_is_noted_by_its_tier(disk: FakeTier) -> None:
     """By no other."""
-    remote = FakeTarget(Tier.REMOTE, "write_through")
+    remote = FakeTier(Tier.REMOTE, "write_through")
     Rig(disk, remote).spills.held(Tier.REMOTE, [3, 4], 1)
     assert (disk.noted, remote.noted) == ([], [3, 4])
 
 
-def test_a_report_of_every_rank_ends_a_spill(disk: FakeTarget) -> None:
+def test_a_report_of_every_rank_ends_a_spill(disk: FakeTier) -> None:
     """Their missing parts are united; what is returned names what the tier has."""
     rig = Rig(disk, ranks=3)
     keys, slots = rig.offered(3)
@@ -178,14 +192,14 @@ def test_a_report_of_every_rank_ends_a_spill(disk: FakeTarget) -> None:
     assert (rig.spills.counts["disk written"], rig.spills.counts["disk not written"]) == (1, 2)
 
 
-def test_a_report_of_an_unknown_spill_is_ignored(disk: FakeTarget) -> None:
+def test_a_report_of_an_unknown_spill_is_ignored(disk: FakeTier) -> None:
     """From a life before."""
     rig = Rig(disk)
     assert rig.spills.on_report(99, [set()]) is None
     assert not rig.spills.is_stale(99)
 
 
-def test_an_unusable_tier_is_not_offered_anything(disk: FakeTarget) -> None:
+def test_an_unusable_tier_is_not_offered_anything(disk: FakeTier) -> None:
     """And what waited for it is given up, and counted."""
     rig = Rig(disk)
     rig.offered(2)
@@ -195,7 +209,7 @@ def test_an_unusable_tier_is_not_offered_anything(disk: FakeTarget) -> None:
     assert rig.spills.counts["disk write given up"] == 2
 
 
-def test_write_back_marks_what_only_memory_holds(back: FakeTarget) -> None:
+def test_write_back_marks_what_only_memory_holds(back: FakeTier) -> None:
     """Dirty until it was written; not evicted before."""
     rig = Rig(back, slots=8)
     keys, slots = rig.offered(8)
@@ -209,7 +223,7 @@ def test_write_back_marks_what_only_memory_holds(back: FakeTarget) -> None:
     assert rig.index.evictable(slots[0])
 
 
-def test_write_back_waits_for_memory_to_fill(back: FakeTarget) -> None:
+def test_write_back_waits_for_memory_to_fill(back: FakeTier) -> None:
     """More than an eighth is free: there is time, and some blocks will never need writing."""
     rig = Rig(back, slots=8)
     rig.offered(6)
@@ -220,7 +234,7 @@ def test_write_back_waits_for_memory_to_fill(back: FakeTarget) -> None:
     assert len(rig.issue()) == 1
 
 
-def test_a_block_that_could_not_be_written_back_is_given_up(back: FakeTarget) -> None:
+def test_a_block_that_could_not_be_written_back_is_given_up(back: FakeTier) -> None:
     """Rather than filling memory with it."""
     rig = Rig(back, slots=8)
     _, slots = rig.offered(8)
@@ -230,7 +244,7 @@ def test_a_block_that_could_not_be_written_back_is_given_up(back: FakeTarget) ->
     assert rig.index.evictable(slots[0])
 
 
-def test_write_back_to_a_tier_without_room_is_given_up(back: FakeTarget) -> None:
+def test_write_back_to_a_tier_without_room_is_given_up(back: FakeTier) -> None:
     """The same."""
     rig = Rig(back, slots=8)
     _, slots = rig.offered(8)
@@ -240,9 +254,9 @@ def test_write_back_to_a_tier_without_room_is_given_up(back: FakeTarget) -> None
     assert rig.index.evictable(slots[0])
 
 
-def test_a_block_that_two_tiers_lack_is_dirty_for_both(back: FakeTarget) -> None:
+def test_a_block_that_two_tiers_lack_is_dirty_for_both(back: FakeTier) -> None:
     """Written to one of them, it stays."""
-    remote = FakeTarget(Tier.REMOTE, "write_back")
+    remote = FakeTier(Tier.REMOTE, "write_back")
     rig = Rig(back, remote, slots=8)
     _, slots = rig.offered(8)
     rig.spills.make_room()
@@ -254,7 +268,7 @@ def test_a_block_that_two_tiers_lack_is_dirty_for_both(back: FakeTarget) -> None
     assert rig.index.evictable(slots[0])
 
 
-def test_a_tier_that_went_away_makes_dirty_blocks_evictable(back: FakeTarget) -> None:
+def test_a_tier_that_went_away_makes_dirty_blocks_evictable(back: FakeTier) -> None:
     """The coldest, when their room is needed."""
     rig = Rig(back, slots=8)
     _, slots = rig.offered(8)
@@ -264,7 +278,7 @@ def test_a_tier_that_went_away_makes_dirty_blocks_evictable(back: FakeTarget) ->
     assert rig.spills.counts["disk write given up"] == 1
 
 
-def test_a_reset_forgets_what_waits_and_names_what_runs(disk: FakeTarget) -> None:
+def test_a_reset_forgets_what_waits_and_names_what_runs(disk: FakeTier) -> None:
     """A spill from before says so when it ends, and its target is not told."""
     rig = Rig(disk)
     rig.offered(2)

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kvpool_connector.scheduler.admission import Admission
-from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.presence import Presence
+from kvpool_connector.scheduler.secondary.base import Secondary
 from kvpool_connector.scheduler.watchdog import Watchdog
 from kvpool_connector.tiers.keymap import Key
 from kvpool_connector.tiers.slots import SlotIndex
@@ -22,8 +21,8 @@ class Contents:
 
     index: SlotIndex
     """Memory: which key is in which row of the ranks' arenas."""
-    disk: DiskIndex | None
-    presence: Presence | None
+    secondaries: Sequence[Secondary]
+    """The tiers below memory, in the order in which they are asked. At most one of each kind."""
     admission: Admission
     events: Events
     watchdog: Watchdog
@@ -34,10 +33,9 @@ class Contents:
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     """What happened, for metrics; the owner takes and clears it."""
 
-    @property
-    def generation(self) -> int:
-        """Of the remote store; 0 without one."""
-        return 0 if self.presence is None else self.presence.generation
+    def secondary(self, tier: Tier) -> Secondary | None:
+        """Return the tier of that kind, if the pool has it."""
+        return next((lower for lower in self.secondaries if lower.tier is tier), None)
 
     def holds(self, key: Key, slot: int) -> bool:
         """Whether the row is still its key's, and good."""
@@ -55,11 +53,3 @@ class Contents:
             if self.index.good[slot]:
                 self.events.removed(Tier.MEMORY, [key])
             self.index.condemn(slot)
-
-    def lose_below(self, key: Key, disk_slot: int | None) -> None:
-        """What was read from a lower tier is not the key's part, or was not there. ``disk_slot``: None for the remote store."""
-        if disk_slot is not None:
-            if self.disk is not None and self.disk.forget(key, disk_slot):
-                self.events.removed(Tier.DISK, [key])
-        elif self.presence is not None:
-            self.presence.believe([key], False)

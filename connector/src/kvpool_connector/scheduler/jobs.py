@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 from kvpool_connector.scheduler.contents import Contents
 from kvpool_connector.scheduler.lookups import Lookups
@@ -17,8 +17,8 @@ from kvpool_connector.transfer import Kind, Ticket, Tier, Transfer
 @dataclasses.dataclass(slots=True)
 class _Running:
     transfer: Transfer
-    generation: int = 0
-    """Of the remote store when the transfer began."""
+    generations: Mapping[Tier, int] = dataclasses.field(default_factory=dict)
+    """Of the tiers from which it fetches, when it began."""
     counted: bool = False
     """A failed load counts once, and not at all if its request is finished."""
     failed: bool = False
@@ -59,36 +59,41 @@ class Jobs:
         """Pin the slots until :meth:`end_load`. Every key was a HIT in this step."""
         contents, index = self._contents, self._index
         slots: list[int] = [self._find(key) for key in keys]  # type: ignore[misc]
-        from_disk: list[tuple[int, int]] = []
-        from_remote: list[int] = []
+        fetches: dict[Tier, list[tuple[int, int]]] = {Tier.DISK: [], Tier.REMOTE: []}
         if self._lookups.reserved:
             for position, slot in enumerate(slots):
-                tier, disk_slot = self._lookups.take_source(slot)
-                if tier is Tier.MEMORY:
-                    continue
-                index.set_state(slot, State.FETCHING)
-                if tier is Tier.REMOTE:
-                    from_remote.append(position)
-                else:
-                    from_disk.append((position, disk_slot))
-            if from_disk:
-                assert contents.disk is not None
-                contents.disk.pin([slot for _, slot in from_disk])
+                tier, place = self._lookups.take_source(slot)
+                if tier is not Tier.MEMORY:
+                    index.set_state(slot, State.FETCHING)
+                    fetches[tier].append((position, place))
+        generations: dict[Tier, int] = {}
+        for lower in contents.secondaries:
+            if fetches[lower.tier]:
+                lower.pin([place for _, place in fetches[lower.tier]])
+                generations[lower.tier] = lower.generation
         index.pin(slots)
         index.touch(slots, new_request=False)  # counted when the request's blocks are offered for storing
-        fetched = len(from_disk) + len(from_remote)
+        fetched = 0
+        for tier, found in fetches.items():
+            fetched += len(found)
+            contents.loading[tier] += len(found)
+            contents.counts[f"chunks loaded from {tier.value}"] += len(found)
         contents.counts["chunks loaded from memory"] += len(keys) - fetched
-        contents.counts["chunks loaded from disk"] += len(from_disk)
-        contents.counts["chunks loaded from remote"] += len(from_remote)
-        contents.loading.update({Tier.DISK: len(from_disk), Tier.REMOTE: len(from_remote)})
         budget = 0.0
         if fetched:
             prefill_tokens = self._lookups.engine.prefill_tokens()
             budget = contents.admission.fetch_budget_s(fetched, self._fetch_s, prefill_tokens)
         transfer = Transfer(
-            Kind.LOAD, self._issue(), req_id, tuple(keys), tuple(slots), tuple(from_disk), tuple(from_remote), budget
+            Kind.LOAD,
+            self._issue(),
+            req_id,
+            tuple(keys),
+            tuple(slots),
+            tuple(fetches[Tier.DISK]),
+            tuple(position for position, _ in fetches[Tier.REMOTE]),
+            budget,
         )
-        self._running[transfer.ticket] = _Running(transfer, contents.generation)
+        self._running[transfer.ticket] = _Running(transfer, generations)
         self._load_of[req_id] = transfer.ticket
         contents.watchdog.load_begins(transfer.ticket, req_id, budget)
         return transfer
@@ -98,12 +103,14 @@ class Jobs:
         running = self._running.pop(self._load_of.pop(req_id))
         transfer = running.transfer
         self._contents.watchdog.load_ended(transfer.ticket)
-        fetched = [position for position, _ in transfer.from_disk] + list(transfer.from_remote)
-        self._contents.loading.subtract({Tier.DISK: len(transfer.from_disk), Tier.REMOTE: len(transfer.from_remote)})
-        self._spills.held(Tier.REMOTE, [transfer.slots[p] for p in transfer.from_remote], running.generation)
-        if transfer.from_disk:
-            assert self._contents.disk is not None
-            self._contents.disk.release([slot for _, slot in transfer.from_disk])
+        fetched: list[int] = []
+        for lower in self._contents.secondaries:
+            fetches = transfer.fetches(lower.tier)
+            if fetches:
+                fetched += fetches
+                self._contents.loading[lower.tier] -= len(fetches)
+                self._spills.held(lower.tier, [transfer.slots[p] for p in fetches], running.generations[lower.tier])
+                lower.release(fetches.values())
         self._index.release(transfer.slots, State.READY)
         if fetched:
             self._lookups.waiting.changed()
@@ -197,7 +204,7 @@ class Jobs:
 
     # ---- failures ----------------------------------------------------------------------------------------
 
-    def failed(self, ticket: Ticket, positions: Collection[int], lost: Collection[int]) -> None:
+    def failed(self, ticket: Ticket, positions: Set[int], lost: Set[int]) -> None:
         """A rank could not read or write these keys of a transfer; all but the ``lost`` ones only came too late. Tickets from
         before a reset are nobody's."""
         running = self._running.get(ticket)
@@ -205,13 +212,14 @@ class Jobs:
             return
         transfer = running.transfer
         running.failed = True
-        disk_slots = dict(transfer.from_disk)
         for position in positions:
             self._contents.lose(transfer.keys[position], transfer.slots[position])
-            if (
-                position in lost or position not in disk_slots
-            ):  # a late part on disk is good; of the store, nobody knows
-                self._contents.lose_below(transfer.keys[position], disk_slots.get(position))
+        for lower in self._contents.secondaries:
+            fetches = transfer.fetches(lower.tier)
+            for position in fetches.keys() & positions:
+                key = transfer.keys[position]
+                if lower.lose(key, fetches[position], late=position not in lost):
+                    self._contents.events.removed(lower.tier, [key])
         if transfer.kind is Kind.LOAD and not running.counted:
             running.counted = True
             self._lookups.load_failed(transfer.req_id)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from kvpool_connector.scheduler.contents import Contents
 from kvpool_connector.scheduler.engine_view import EngineView, IdleEngine
+from kvpool_connector.scheduler.secondary.base import ABSENT, ASKED
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.scheduler.waiting import WaitingRequests
 from kvpool_connector.tiers.keymap import Key
@@ -21,8 +22,6 @@ from kvpool_connector.transfer import Probe, Tier
 MAX_FAILED_LOADS = 2
 """After so many failed loads a request is computed. Ends the loop of lookup, load, failure, lookup."""
 ALL_TIERS = frozenset(Tier)
-_REMOTE = -1
-"""In place of a slab's slot: the bytes come from the remote store."""
 
 
 class Lookup(enum.IntEnum):
@@ -46,8 +45,8 @@ class Lookups:
         """Slots of this step's hits in memory; see :meth:`_reserve`."""
         self.exceptional = verification is not None
         """Some lookup may need more than a look into the index; False allows the shortcut of `PoolLookup`."""
-        self.reserved: dict[int, int] = {}
-        """This step's promises: where the bytes of an empty slot are, a slot of the slab or the remote store."""
+        self.reserved: dict[int, tuple[Tier, int]] = {}
+        """This step's promises: where the bytes of an empty slot are, a tier and a place in it."""
         self.failed_loads: Counter[str] = Counter()
         self._tiers: dict[str, frozenset[Tier]] = {}  # of requests that may load from some only
         self.waiting = WaitingRequests()
@@ -118,14 +117,11 @@ class Lookups:
         slot = self._find(key)
         if slot is None or (source := self.reserved.get(slot)) is None:
             return Tier.MEMORY
-        return Tier.REMOTE if source == _REMOTE else Tier.DISK
+        return source[0]
 
     def take_source(self, slot: int) -> tuple[Tier, int]:
-        """Where the bytes of a promised slot are, and the slot of the slab. The promise is kept by this."""
-        source = self.reserved.pop(slot, None)
-        if source is None:
-            return Tier.MEMORY, 0
-        return (Tier.REMOTE, 0) if source == _REMOTE else (Tier.DISK, source)
+        """Where the bytes of a promised slot are, and the place in that tier. The promise is kept by this."""
+        return self.reserved.pop(slot, (Tier.MEMORY, 0))
 
     def load_failed(self, req_id: str) -> None:
         """A request's load failed: the second one is its last."""
@@ -159,11 +155,9 @@ class Lookups:
         self._checked = False
         self._unexceptional = ""
         self._pays.clear()
-        if self._contents.disk is not None:
-            self._contents.disk.end_step()
-        if self._contents.presence is not None:
-            self._contents.presence.flush()
-            self._contents.counts.update(self._contents.presence.take_counts())
+        for lower in self._contents.secondaries:
+            lower.end_step()
+            self._contents.counts.update(lower.take_counts())
 
     def _exception(self, key: Key, req_id: str) -> Lookup | None:
         """An answer that does not depend on where the key is."""
@@ -173,38 +167,37 @@ class Lookups:
             return Lookup.MISS
         if not self._checked:
             self._checked = True
-            presence = self._contents.presence
-            if presence is not None:
-                self.waiting.answered(presence.take_answers())
+            for lower in self._contents.secondaries:
+                self.waiting.answered(lower.take_answers())
             if self._contents.admission.ends_wait():
                 self.waiting.changed()
         retry = self.waiting.cut_short(req_id, key[-4:])
         return None if retry is None else Lookup.RETRY if retry else Lookup.MISS
 
     def _lookup_lower(self, key: Key, req_id: str, tiers: frozenset[Tier]) -> Lookup:
-        disk = self._contents.disk if Tier.DISK in tiers else None
-        presence = self._contents.presence if Tier.REMOTE in tiers else None
-        if disk is not None and (disk_slot := disk.find(key)) is not None:
-            answer = self._admit(Tier.DISK, key, disk_slot)
-            if answer is not Lookup.MISS:
-                return answer
-        if presence is None:
-            return Lookup.MISS
         at_head = len(self.promised) == self._scanned_from
         window = self._windows.get(key[-4:]) if self._windows else None
-        present = presence.ask(key, req_id, window, at_head)
-        if present is None:
-            answer = self._wait_or_compute()
-            if answer is Lookup.RETRY:
-                self.waiting.add(req_id, asked=True)
-            return answer
-        return self._admit(Tier.REMOTE, key, _REMOTE) if present else Lookup.MISS
+        for lower in self._contents.secondaries:
+            if lower.tier not in tiers:
+                continue
+            place = lower.find(key, req_id, window, at_head)
+            if place == ABSENT:
+                continue
+            if place == ASKED:
+                answer = self._wait_or_compute(lower.tier)
+                if answer is Lookup.RETRY:
+                    self.waiting.add(req_id, asked=True)
+            else:
+                answer = self._admit(lower.tier, key, place)
+            if answer is not Lookup.MISS:
+                return answer
+        return Lookup.MISS
 
-    def _wait_or_compute(self) -> Lookup:
-        """The store was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
+    def _wait_or_compute(self, tier: Tier) -> Lookup:
+        """The tier was asked. What comes before this key in its request was promised, so the rest is what may be gained."""
         chunks = max(self._scanned_to - len(self.promised), 1)
         admission = self._contents.admission
-        if not admission.uses_answer(Tier.REMOTE):
+        if not admission.uses_answer(tier):
             self._contents.counts["closed store not waited for"] += 1
             return Lookup.MISS
         if admission.worth_asking(chunks) or not self.engine.others_run():
@@ -218,12 +211,12 @@ class Lookups:
             return Lookup.HIT
         return Lookup.PENDING if state == State.FETCHING else Lookup.MISS  # two fetches must not share a slot
 
-    def _admit(self, tier: Tier, key: Key, source: int) -> Lookup:
+    def _admit(self, tier: Tier, key: Key, place: int) -> Lookup:
         """A tier below memory has the key: load it?"""
         admission = self._contents.admission
         awaits, allowed = admission.awaits_measurement(tier), admission.allows(tier)
         if (awaits or not allowed) and admission.wants_probe(tier):
-            self.probes.append(Probe(tier, key, source))
+            self.probes.append(Probe(tier, key, place))
         if awaits:
             return Lookup.RETRY
         if not allowed:
@@ -232,7 +225,7 @@ class Lookups:
         if not self._load_pays(tier):
             self._contents.counts[f"{tier.value} hit computed sooner than loaded"] += 1
             return Lookup.MISS
-        return self._reserve(key, source)
+        return self._reserve(key, tier, place)
 
     def _load_pays(self, tier: Tier) -> bool:
         """Return the one answer for all hits of the scanned request in a tier.
@@ -248,7 +241,7 @@ class Lookups:
             self._pays[tier] = pays
         return pays
 
-    def _reserve(self, key: Key, source: int) -> Lookup:
+    def _reserve(self, key: Key, tier: Tier, place: int) -> Lookup:
         for promised in self.promised:  # only now, since holding each slot at each hit would double a lookup's cost
             self._index.hold(promised)
         self._scanned_to -= len(self.promised)
@@ -260,6 +253,6 @@ class Lookups:
         if slot is None:
             self._contents.counts["no slot for a hit"] += 1
             return Lookup.MISS
-        self.reserved[slot] = source
+        self.reserved[slot] = (tier, place)
         self._index.hold(slot)
         return Lookup.HIT

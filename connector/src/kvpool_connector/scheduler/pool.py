@@ -1,13 +1,12 @@
 """Decisions of the scheduler's half, in vLLM's terms but without vLLM: the one object that vLLM's manager talks to.
 
-All methods run on the scheduler's thread; nothing is locked and nothing waits. The slot index decides about memory, `DiskIndex`
-about the slabs, `Presence` knows about the remote store, `Admission` says whether a hit is worth loading (all in `Contents`);
+All methods run on the scheduler's thread; nothing is locked and nothing waits. The slot index decides about memory, each
+`Secondary` knows about a tier below it, `Admission` says whether a hit is worth loading (all in `Contents`);
 `Lookups` answers, `Jobs` keeps running loads and stores, `Spills` writes down. This module joins them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,32 +14,21 @@ from collections.abc import Callable, Sequence
 from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.admission import Admission
 from kvpool_connector.scheduler.contents import Contents
-from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
 from kvpool_connector.scheduler.jobs import Jobs
 from kvpool_connector.scheduler.lookups import Lookups
-from kvpool_connector.scheduler.presence import Presence
-from kvpool_connector.scheduler.remote_target import RemoteTarget
-from kvpool_connector.scheduler.spills import DiskTarget, Spills, Target, WritePolicy
+from kvpool_connector.scheduler.secondary.base import Secondary
+from kvpool_connector.scheduler.spills import Spills
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.scheduler.watchdog import Watchdog
-from kvpool_connector.stores import ELSEWHERE
 from kvpool_connector.tiers.slots import SlotIndex
-from kvpool_connector.transfer import DISK_RETURNED, DISK_SILENT, STORE_SILENT, Orders, Reports, Ticket, Tier
+from kvpool_connector.transfer import Orders, Reports, Ticket, Tier
 
 logger = get_logger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lower:
-    """The tiers below memory, as far as they are configured."""
-
-    disk: DiskIndex | None = None
-    disk_policy: WritePolicy = "write_through"
-    presence: Presence | None = None
-    remote_policy: WritePolicy = "write_through"
-    fetch_s: float = 5.0
-    """The longest a fetch may take."""
+FETCH_S = 5.0
+"""The longest that a fetch may take, unless the store's configuration says otherwise."""
 
 
 class Pool:
@@ -50,33 +38,31 @@ class Pool:
         self,
         index: SlotIndex,
         world_size: int,
-        lower: Lower,
+        secondaries: Sequence[Secondary],
         admission: Admission,
         events: Events,
         verification: Verification | None = None,
+        fetch_s: float = FETCH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        clock: of the watchdog, and of how long the store is known to hold a row.
+        secondaries: the tiers below memory, in the order in which they are asked.
+        fetch_s: the longest that a fetch may take.
+        clock: of the watchdog.
         """
-        self.contents = Contents(index, lower.disk, lower.presence, admission, events, Watchdog(clock))
-        self.index, self.disk, self.admission, self.events = index, lower.disk, admission, events
-        targets: list[Target] = []
-        if lower.disk is not None:
-            targets.append(DiskTarget(lower.disk, lower.disk_policy))
-        if lower.presence is not None:
-            targets.append(RemoteTarget(lower.presence, index, lower.remote_policy, clock))
-        self.spills = Spills(index, targets, world_size, self._issue)
+        self.contents = Contents(index, secondaries, admission, events, Watchdog(clock))
+        self.index, self.secondaries, self.admission, self.events = index, secondaries, admission, events
+        self.spills = Spills(index, secondaries, world_size, self._issue)
         self.lookups = Lookups(self.contents, verification)
-        self.jobs = Jobs(self.contents, self.lookups, self.spills, self._issue, verification, lower.fetch_s)
-        self._fetch_s = lower.fetch_s
+        self.jobs = Jobs(self.contents, self.lookups, self.spills, self._issue, verification, fetch_s)
+        self._fetch_s = fetch_s
         self.lookup, self.tier_of = self.lookups.lookup, self.lookups.tier_of
         self.begin_load, self.end_load = self.jobs.begin_load, self.jobs.end_load
         self.begin_store, self.end_store = self.jobs.begin_store, self.jobs.end_store
         self._last_ticket: Ticket = 0
         self._lost_rank = ""  # why a rank does nothing, for as long as this process lives
-        if lower.disk is not None:
-            events.stored(Tier.DISK, lower.disk.keys())  # what an earlier process left
+        for lower in secondaries:
+            events.stored(lower.tier, lower.keys())  # what an earlier process left
 
     def end_step(self) -> None:
         """End of a scheduling step: promises lapse, questions go out, and memory makes room for what was stored."""
@@ -103,7 +89,7 @@ class Pool:
         :meth:`end_store` already know what failed.
         """
         for ticket, positions in reports.failed.items():
-            self.jobs.failed(ticket, positions, reports.lost.get(ticket, ()))
+            self.jobs.failed(ticket, positions, reports.lost.get(ticket, set()))
         running = self.jobs.running if reports.differed else set()
         for ticket, positions in reports.differed.items():
             if ticket in running:
@@ -113,12 +99,8 @@ class Pool:
         for sample in reports.samples:
             self.admission.read(sample.tier, sample.nbytes, sample.seconds, at_most=sample.at_most)
         self.counts.update(reports.counts)
-        if self.disk is not None:
-            self.disk.on_calls(reports.counts[DISK_SILENT], reports.counts[DISK_RETURNED])
-        if reports.counts[STORE_SILENT] and self.contents.presence is not None:
-            self.contents.presence.doubt()
-        if self.contents.presence is not None and any(reports.counts[refusal] for refusal in ELSEWHERE):
-            self.contents.presence.redial()
+        for lower in self.secondaries:
+            lower.on_counts(reports.counts)
         if reports.broken and not self._lost_rank:
             self._lost_rank = reports.broken
             self.close_down(reports.broken, "Mend that and start the engine again")
@@ -130,10 +112,11 @@ class Pool:
         spill = self.spills.on_report(ticket, ranks)
         if spill is None:
             return
-        if stale and self.disk is not None:
-            self.disk.give_back(spill.disk_slots)
-        elif not stale:
+        lower = self.contents.secondary(spill.tier)
+        if not stale:
             self.events.stored(spill.tier, spill.keys)
+        elif lower is not None:
+            lower.give_back(spill)
 
     def _on_difference(self, count: int) -> None:
         """What was computed is not what memory held for the same tokens: nothing that is cached can be trusted, or given to
@@ -191,7 +174,8 @@ class Pool:
     @property
     def store_reachable(self) -> bool | None:
         """Whether the remote store answered last time; None without one."""
-        return None if self.contents.presence is None else self.contents.presence.reachable
+        store = self.contents.secondary(Tier.REMOTE)
+        return None if store is None else store.usable
 
     def loads_from_store(self, req_id: str) -> bool:
         """Whether the request would be given what the remote store has of its prompt, as things are now."""
@@ -215,20 +199,16 @@ class Pool:
         self.lookups.reserved.clear()
         self.events.removed(Tier.MEMORY, [key for key, slot in self.index if self.index.good[slot]])
         self.index.clear(keep=[slot for spill in running for slot in spill.slots])
-        if self.disk is not None:
-            self.events.removed(Tier.DISK, self.disk.keys())
-            self.disk.clear(writing=[slot for spill in running for slot in spill.disk_slots])
-        if self.contents.presence is not None:
-            self.contents.presence.forget()
+        for lower in self.secondaries:
+            self.events.removed(lower.tier, lower.keys())
+            lower.reset([spill for spill in running if spill.tier is lower.tier])
         self.lookups.waiting.reset()
         self.contents.broken = self._lost_rank
 
     def close(self) -> None:
-        """End the threads of presence and journal."""
-        if self.contents.presence is not None:
-            self.contents.presence.close()
-        if self.disk is not None:
-            self.disk.close()
+        """End the threads of the tiers."""
+        for lower in self.secondaries:
+            lower.close()
 
     def _issue(self) -> Ticket:
         self._last_ticket += 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvpool_connector.config.model import DiskTier
 from kvpool_connector.identity import canonical, document_name
 from kvpool_connector.log import get_logger
 from kvpool_connector.scheduler.admission import Admission
-from kvpool_connector.scheduler.disk import DiskIndex
 from kvpool_connector.scheduler.events import Events
-from kvpool_connector.scheduler.pool import Lower, Pool
+from kvpool_connector.scheduler.pool import FETCH_S, Pool
 from kvpool_connector.scheduler.presence import ABSENT_S, AWAITED_S, Presence
+from kvpool_connector.scheduler.secondary.base import Secondary
+from kvpool_connector.scheduler.secondary.disk import DiskIndex
+from kvpool_connector.scheduler.secondary.remote import RemoteIndex
 from kvpool_connector.scheduler.verify import Verification
 from kvpool_connector.stores import Breaker, Memory
 from kvpool_connector.tiers.journal import Journal
@@ -54,30 +57,25 @@ def build_pool(spec: KVPoolSpec) -> Pool:
     world_size = spec.config.parallel.world_size
     geometry = spec.geometry
     admission = Admission(geometry.chunk_bytes, geometry.group_tokens, enabled=settings.admission == "measured")
-    disk = _disk(spec)
-    presence = None if remote is None else _presence(spec, world_size, admission)
-    lower = Lower(
-        disk=disk,
-        disk_policy="write_through" if settings.tiers.disk is None else settings.tiers.disk.write_policy,
-        presence=presence,
-        remote_policy="write_through" if remote is None else remote.write_policy,
-        fetch_s=5.0 if remote is None else remote.timeouts.fetch_ms / 1000,
-    )
+    index = SlotIndex(geometry.slots, make_policy(settings.tiers.cpu.eviction_policy))
+    secondaries: list[Secondary] = []
+    if settings.tiers.disk is not None:
+        secondaries.append(_disk(spec, settings.tiers.disk))
+    if remote is not None:
+        secondaries.append(RemoteIndex(_presence(spec, world_size, admission), index, remote.write_policy))
     return Pool(
-        SlotIndex(geometry.slots, make_policy(settings.tiers.cpu.eviction_policy)),
+        index,
         world_size,
-        lower,
+        secondaries,
         admission,
         Events(enabled=spec.config.enable_kv_cache_events),
         # What is computed is compared when it is stored, which a decode engine never does.
         None if settings.verify_one_in is None or not spec.role.stores else Verification(settings.verify_one_in),
+        fetch_s=FETCH_S if remote is None else remote.timeouts.fetch_ms / 1000,
     )
 
 
-def _disk(spec: KVPoolSpec) -> DiskIndex | None:
-    tier = spec.settings.tiers.disk
-    if tier is None:
-        return None
+def _disk(spec: KVPoolSpec, tier: DiskTier) -> DiskIndex:
     geometry = spec.geometry
     index = SlotIndex(geometry.disk_slots, make_policy(tier.eviction_policy))
     folder = Path(tier.path)
@@ -86,7 +84,7 @@ def _disk(spec: KVPoolSpec) -> DiskIndex | None:
         lambda beat: Journal(folder, geometry.disk_slots, geometry.row_bytes, geometry.identity, beat),
         discard=lambda late: late.close(),
     )
-    return DiskIndex(index, journal)
+    return DiskIndex(index, journal, tier.write_policy)
 
 
 def _presence(spec: KVPoolSpec, world_size: int, admission: Admission) -> Presence:

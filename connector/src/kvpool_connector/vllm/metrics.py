@@ -23,8 +23,7 @@ RESIDENT = "kvpool:resident_chunks"
 CAPACITY = "kvpool:capacity_chunks"
 PINNED = "kvpool:pinned_chunks"
 BROKEN = "kvpool:broken"
-REACHABLE = "kvpool:store_reachable"
-DISK_ANSWERS = "kvpool:disk_answers"
+ANSWERS = {Tier.DISK: "kvpool:disk_answers", Tier.REMOTE: "kvpool:store_reachable"}
 CHUNK_TOKENS = "kvpool:chunk_tokens"
 CHUNK_PARTS = "kvpool:chunk_parts"
 IDENTITY = "kvpool:identity_info"
@@ -48,8 +47,10 @@ DEFINITIONS: dict[str, OffloadingMetricMetadata] = {
     CAPACITY: OffloadingGaugeMetadata("Chunks that a tier of this engine can hold.", ("tier",)),
     PINNED: OffloadingGaugeMetadata("Chunks in memory that are being written to lower tiers."),
     BROKEN: OffloadingGaugeMetadata("1 while nothing is loaded or stored because of a fault. Alert on it."),
-    REACHABLE: OffloadingGaugeMetadata("1 while the remote store answers."),
-    DISK_ANSWERS: OffloadingGaugeMetadata("1 while the disk tier answers, 0 while a call to some rank's disk hangs."),
+    ANSWERS[Tier.REMOTE]: OffloadingGaugeMetadata("1 while the remote store answers."),
+    ANSWERS[Tier.DISK]: OffloadingGaugeMetadata(
+        "1 while the disk tier answers, 0 while a call to some rank's disk hangs."
+    ),
     CHUNK_TOKENS: OffloadingGaugeMetadata("Tokens of a chunk: hits are counted in whole chunks."),
     CHUNK_PARTS: OffloadingGaugeMetadata("Parts of a chunk in a shared store, over all KV groups and ranks."),
     IDENTITY: OffloadingGaugeMetadata("Always 1. Engines whose digests differ share nothing.", ("digest",)),
@@ -86,14 +87,13 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
         stats.increase_counter(name, number, labels)
     stats.set_gauge(RESIDENT, len(pool.index), ("memory",))
     stats.set_gauge(CAPACITY, pool.index.slots, ("memory",))
-    if pool.disk is not None:
-        stats.set_gauge(RESIDENT, len(pool.disk), ("disk",))
-        stats.set_gauge(CAPACITY, pool.disk.slots, ("disk",))
-        stats.set_gauge(DISK_ANSWERS, float(pool.disk.answers))
+    for lower in pool.secondaries:
+        stats.set_gauge(ANSWERS[lower.tier], float(lower.usable))
+        if lower.slots:
+            stats.set_gauge(RESIDENT, len(lower), (lower.tier.value,))
+            stats.set_gauge(CAPACITY, lower.slots, (lower.tier.value,))
     stats.set_gauge(PINNED, pool.spills.pinned)
     stats.set_gauge(BROKEN, float(bool(pool.broken)))
-    if (reachable := pool.store_reachable) is not None:
-        stats.set_gauge(REACHABLE, float(reachable))
     for (figure, tier), value in pool.admission.figures().items():
         stats.set_gauge(f"kvpool:{figure}", value, ("" if tier is None else tier.value,))
     for tier in (Tier.DISK, Tier.REMOTE):  # also when it is empty, or a reset would leave its last length standing

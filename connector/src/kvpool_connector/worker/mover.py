@@ -141,7 +141,7 @@ class Mover:
         """Begin what comes next in a load: its fetch from the first of the tiers that are left and have
         some of it, or the copy."""
         for number, tier in enumerate(left):
-            if job.transfer.positions(tier):
+            if job.transfer.fetches(tier):
                 self._queue(job, left[number:])
                 return
         self._copy.run(self._guarded(self._load, job), URGENT)
@@ -160,7 +160,7 @@ class Mover:
     def _give_up(self, job: Job, left: Sequence[Tier]) -> None:
         """From any thread: a fetch that has not begun will not, nor one from a tier after it. What arrived before is used."""
         if job.claims(left[0]):
-            late = [position for tier in left for position in job.transfer.positions(tier)]
+            late = [position for tier in left for position in job.transfer.fetches(tier)]
             job.failed |= dict.fromkeys(late, Outcome.TIMEOUT.value)
             self.outbox.count("fetch not begun in time", len(late))
             self._copy.run(self._guarded(self._load, job), URGENT)
@@ -210,7 +210,7 @@ class Mover:
         damaged = self._copier.load(job)
         for tier, secondary in self._secondary.items():
             # A row that was not fetched just now was damaged here, and says nothing about the tier's copy.
-            for position in damaged.keys() & set(job.transfer.positions(tier)):
+            for position in damaged.keys() & job.transfer.fetches(tier).keys():
                 secondary.remove(job.transfer.keys[position])
         self._finish(job, job.failed | damaged)
 
@@ -219,16 +219,16 @@ class Mover:
     def _fetch(self, job: Job, left: Sequence[Tier]) -> None:
         """Fill reserved rows from the first tier, then go on with whatever arrived in time."""
         tier, started = left[0], time.monotonic()
-        places = [Place(key, slot, disk_slot) for key, slot, disk_slot in job.transfer.places(tier)]
+        transfer, fetches = job.transfer, job.transfer.fetches(tier)
+        places = [Place(transfer.keys[p], transfer.slots[p], place) for p, place in fetches.items()]
         outcomes = self._read(tier, places, job.deadline)
         for place, outcome in zip(places, outcomes, strict=True):
             if outcome is Outcome.CORRUPT:
                 self._secondary[tier].remove(place.key)
-        positions = job.transfer.positions(tier)
-        job.failed |= {p: o.value for p, o in zip(positions, outcomes, strict=True) if o is not Outcome.HIT}
+        job.failed |= {p: o.value for p, o in zip(fetches, outcomes, strict=True) if o is not Outcome.HIT}
         keys = [place.key for place in places]
         read_s = time.monotonic() - started
-        self._sample(tier, keys, outcomes, read_s, started - job.started, job.transfer.fetch_s)
+        self._sample(tier, keys, outcomes, read_s, started - job.started, transfer.fetch_s)
         self._next_stage(job, left[1:])
 
     def _probe(self, probe: Probe) -> None:

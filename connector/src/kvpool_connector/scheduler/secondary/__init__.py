@@ -1,0 +1,1 @@
+"""The tiers below memory, as the scheduler's half sees them."""
