@@ -47,6 +47,9 @@ class Step:
     """Number of the prompt, and what came."""
     cacheable: int = 0
     """Tokens of these prompts that are in whole chunks, so that a cache may hold them."""
+    computed_s: list[float] = dataclasses.field(default_factory=list)
+    """For each answer, where the step bounds what a dead store costs: the first token of a new prompt
+    that engine B computed a moment before. A host that other work slows down slows down both."""
 
     @property
     def seconds(self) -> float:
@@ -84,6 +87,7 @@ class Play:
         """
         self._stage, self._say, self._prompts, self._rounds = stage, say, asked, rounds
         self.steps: list[Step] = []
+        self._new_prompts = 0
 
     def run(self) -> list[Step]:
         """Play all steps.
@@ -142,7 +146,8 @@ class Play:
     def _store_killed(self) -> None:
         """Each round kills the store twice in mid-traffic: under an A that has computed no prompt yet, and under one that has.
 
-        After that, a request that finds the store gone from the start.
+        After that, a request that finds the store gone from the start. What computing takes at that time is seen on B, by
+        new prompts, shortly before each kill.
         """
         fresh = self._step("store_lost_fresh_s", "5  store killed, A just started", "computed")
         step = self._step("store_lost_s", "6  store killed in mid-traffic", "computed")
@@ -156,8 +161,9 @@ class Play:
             self._refilled(number)
             self._a_loads(number)
             self._killed_under_a(step, number)
-        reset_tiers(self._stage.url("A"))
-        self._note(gone, len(self._prompts) - 1, "A")
+            reset_tiers(self._stage.url("A"))
+            self._note(gone, number, "A")
+            gone.computed_s.append(step.computed_s[-1])
 
     def _store_back(self) -> None:
         """The store is empty when it returns. A still has a prompt in memory: using it brings it back to the store, and B, whose
@@ -187,6 +193,7 @@ class Play:
         The first request that the store could not serve is the one that counts. Killing takes Kubernetes some tenths of a
         second, in which A has many hits, so the kill falls anywhere in a request or between two.
         """
+        step.computed_s.append(self._ask("B", self._new_prompt()).ttft_s)
         end = time.monotonic() + STEP_TIMEOUT_S
         with ThreadPoolExecutor(1) as beside:
             killed = beside.submit(self._stage.kill_store)
@@ -241,6 +248,11 @@ class Play:
             f"{step.title:36} prompt {number + 1}: first token {answer.ttft_s:7.3f} s, "
             f"{answer.cached_tokens:4} of {answer.prompt_tokens} tokens cached"
         )
+
+    def _new_prompt(self) -> str:
+        """Return a prompt as long as the others that no engine has seen."""
+        self._new_prompts += 1
+        return f"New {self._prompts[0]}".replace("Copy 1", f"copy {len(self._prompts) + self._new_prompts}", 1)
 
     def _ask(self, engine: EngineName, prompt: str) -> Answer:
         return ask(self._stage.url(engine), self._stage.model, prompt)
