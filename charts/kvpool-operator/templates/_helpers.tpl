@@ -103,6 +103,10 @@ names:
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+# To see whether a namespace takes the pools that are to be shared with it (annotation kvpool.dev/accepts-pools).
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 # KubeRay copies a RayService's annotations to its RayCluster, but not to Pods.
 - apiGroups: [ray.io]
   resources: [rayclusters]

@@ -1,42 +1,107 @@
-"""One pool from what it is to what it should be: observe, desired, apply, status. Level-based: it never asks what changed.
+"""One pool from what it is to what it should be, in named phases that return values: observe, plan, apply, look, report.
 
-Knows nothing of kopf. Whoever calls it sees to it that one pool is in hand once at a time.
+Level-based: no phase asks what changed. What the API server answers to a phase is part of the phase's value, so that the last
+phase always writes the status, also when the API server refused something or was in trouble. Knows nothing of kopf. The caller
+sees to it that one pool is reconciled once at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from kvpool_connector.config import ConfigError
-from kvpool_operator.api import InvalidSpec, Settings, parse_spec
+from kvpool_operator.api import InvalidSpec, KVCachePoolSpec, Settings, parse_spec
 from kvpool_operator.apply.children import Children
 from kvpool_operator.apply.events import record
-from kvpool_operator.apply.secrets import SecretValues
+from kvpool_operator.apply.secrets import SecretRefused, SecretValues
 from kvpool_operator.apply.status import write_status
-from kvpool_operator.desired import Material, Pool, desired
-from kvpool_operator.kube import Client
+from kvpool_operator.desired import Manifest, Material, Pool, connector_files, desired
+from kvpool_operator.kube import ApiError, Client
 from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.consent import Consents
 from kvpool_operator.observe.gather import Observer, PoolKey
 from kvpool_operator.status import events
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Consumer, Observed
+from kvpool_operator.status.observed import WITHHELD, Consumer, Observed, Refusal, Unanswered
 
 _log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 def _utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _granted(body: Mapping[str, Any]) -> list[str]:
-    """Namespaces that the pool's Pods' configuration is copied to; nothing is checked yet, so nothing is relied on."""
+def _allowed_namespaces(body: Mapping[str, Any]) -> list[str]:
+    """Return namespaces that a spec names which may be unreadable; nothing is checked, so nothing is relied on."""
     injection = body.get("spec", {}).get("injection")
     named = injection.get("allowedNamespaces") if isinstance(injection, Mapping) else None
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def _last_config_hash(body: Mapping[str, Any]) -> str:
+    """Return the hash of the configuration that the children were last given."""
+    return str(body.get("status", {}).get("config", {}).get("hash", ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+        manifests: all children; None where those that exist are left as they are.
+        seen: what was seen, with the reason why nothing is written.
+    """
+
+    manifests: Sequence[Manifest] | None
+    seen: Observed
+
+
+def plan(seen: Observed) -> Plan:
+    """Decide what to write. While something that the children depend on is not known, nothing is written at all: a
+    configuration without a user's name, or copies for namespaces that may no longer want them, would be worse than an old one.
+    """
+    pool = seen.pool
+    if pool is None:
+        return Plan(None, seen)
+    held = _reason_to_hold(seen)
+    if held is not None or pool.spec.paused:
+        return Plan(None, dataclasses.replace(seen, held=held))
+    try:
+        manifests = desired(pool)
+        config_hash = connector_files.config_hash(pool)
+    except ConfigError as error:
+        return Plan(None, dataclasses.replace(seen, invalid_config=str(error)))
+    return Plan(manifests, dataclasses.replace(seen, config_hash=config_hash))
+
+
+def _reason_to_hold(seen: Observed) -> str | None:
+    if seen.unanswered:
+        return "; ".join(f"{call.what}: {call.message}" for call in seen.unanswered)
+    if seen.refusals:
+        return "; ".join(f"{refusal.kind} {refusal.name}: {refusal.message}" for refusal in seen.refusals)
+    if seen.probe is not None and seen.probe.state in WITHHELD:
+        return seen.probe.detail
+    return None
+
+
+class _Calls:
+    """Waits for calls of the API server, and notes those that it did not carry out."""
+
+    def __init__(self) -> None:
+        self.unanswered: list[Unanswered] = []
+
+    async def answer(self, what: str, call: Awaitable[Answer], otherwise: Answer) -> Answer:
+        """Return the call's answer, or ``otherwise`` where there is none."""
+        try:
+            return await call
+        except ApiError as error:
+            self.unanswered.append(Unanswered(what, error.message))
+            return otherwise
 
 
 class Reconciler:
@@ -56,6 +121,7 @@ class Reconciler:
         self._settings = settings
         self._now = now
         self._observer = Observer(client, cache, settings, clock, consumers_of)
+        self._consents = Consents(client, settings.probe_seconds, clock)
         self._children = Children(client, cache)
         self._secrets = SecretValues(client, cache)
 
@@ -66,7 +132,8 @@ class Reconciler:
             Seconds after which to look again although nothing was seen to change; None: never.
 
         Raises:
-            ApiError: the API server can't be reached; nothing is lost by trying again.
+            ApiError: the API server did not do something that it may do the next time. The status says so already, unless the
+                pool could not be read or its status could not be written.
         """
         body = await self._observer.pool(key)
         if body is None:
@@ -75,45 +142,88 @@ class Reconciler:
             # Children go by their owner references. Touching them now could only bring them back.
             self._observer.forget(key)
             return None
-        await self._observer.refresh_children(key, _granted(body))
+        try:
+            seen = await self._bring_about(key, body)
+        except Exception:
+            # A fault of the operator must not leave a status that says that all is well.
+            await self._report(body, Observed(body["metadata"]["generation"], pool=None, fault=True))
+            raise
+        status = await self._report(body, seen)
+        if seen.unanswered:
+            raise ApiError(status=0, message="; ".join(f"{call.what}: {call.message}" for call in seen.unanswered))
+        return self._next_look(seen, status)
+
+    async def _bring_about(self, key: PoolKey, body: Mapping[str, Any]) -> Observed:
+        """Observe, plan, apply and look."""
         try:
             spec = parse_spec(body.get("spec", {}))
         except InvalidSpec as error:
-            seen = Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
-        else:
-            seen = await self._bring_about(key, body, spec)
-        status = build_status(seen, body.get("status", {}), self._now())
-        if await write_status(self._client, body, status):
-            ready = status["conditions"][0]
-            _log.info("%s/%s: Ready=%s %s: %s", *key, ready["status"], ready["reason"], ready["message"])
-            for event in events.of(seen, body.get("status", {}), status):
-                await record(self._client, body, event)
-        return self._next_look(seen, status)
+            return Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
+        seen = await self._observe(key, body, spec)
+        planned = plan(seen)
+        seen = planned.seen
+        if planned.manifests is not None:
+            seen = await self._apply(key, planned.manifests, seen)
+        return await self._observer.look(seen)
 
-    async def _bring_about(self, key: PoolKey, body: Mapping[str, Any], spec: Any) -> Observed:
-        metadata = body["metadata"]
+    async def _observe(self, key: PoolKey, body: Mapping[str, Any], spec: KVCachePoolSpec) -> Observed:
+        """All that the children depend on: known children, the external store, consents, and the pool's own Secrets."""
+        metadata, calls = body["metadata"], _Calls()
+        await calls.answer(
+            "reading the pool's objects", self._observer.refresh_children(key, _allowed_namespaces(body)), None
+        )
         probe, (username, sentinel_username) = await self._observer.store_probe(key, spec)
         material = Material(
             store_password="", hash_seed="", external_username=username, sentinel_username=sentinel_username
         )
         pool = Pool(metadata["name"], metadata["namespace"], metadata["uid"], spec, material, self._settings)
-        pool = await self._secrets.fill(pool, create=not spec.paused)
-        seen = Observed(generation=metadata["generation"], pool=pool, probe=probe)
-        if not spec.paused:
-            seen = await self._apply(key, pool, seen)
-        return await self._observer.look(pool, seen)
-
-    async def _apply(self, key: PoolKey, pool: Pool, seen: Observed) -> Observed:
+        foreign = [name for name in spec.injection.allowed_namespaces if name != pool.namespace]
+        consenting = await calls.answer("reading namespaces", self._consents.of(key, foreign), ())
+        pool = dataclasses.replace(pool, shared_with=consenting)
+        refusals: tuple[Refusal, ...] = ()
         try:
-            manifests = desired(pool)
-        except ConfigError as error:
-            return dataclasses.replace(seen, invalid_config=str(error))
-        refusals = await self._children.apply(manifests, owner=pool.uid)
-        await self._children.prune(self._observer.children(key), manifests, owner=pool.uid)
-        return dataclasses.replace(seen, refusals=refusals)
+            filling = self._secrets.fill(pool, create=not spec.paused)
+            pool = await calls.answer("reading or making the pool's Secrets", filling, pool)
+        except SecretRefused as error:
+            refusals = (error.refusal,)
+        return Observed(
+            generation=metadata["generation"],
+            pool=pool,
+            probe=probe,
+            refusals=refusals,
+            unanswered=tuple(calls.unanswered),
+            unconsenting=tuple(name for name in foreign if name not in consenting),
+            config_hash=_last_config_hash(body),
+        )
+
+    async def _apply(self, key: PoolKey, manifests: Sequence[Manifest], seen: Observed) -> Observed:
+        assert seen.pool is not None  # noqa: S101  (plan looked)
+        owner, calls = seen.pool.uid, _Calls()
+        refusals, unanswered = await self._children.apply(manifests, owner=owner)
+        pruning = self._children.prune(self._observer.children(key), manifests, owner=owner)
+        await calls.answer("deleting what is no longer wanted", pruning, None)
+        return dataclasses.replace(seen, refusals=refusals, unanswered=(*unanswered, *calls.unanswered))
+
+    async def _report(self, body: Mapping[str, Any], seen: Observed) -> dict[str, Any]:
+        """Write the status if it says something new, and Events of what changed."""
+        status = build_status(seen, body.get("status", {}), self._now())
+        if await write_status(self._client, body, status):
+            ready = status["conditions"][0]
+            metadata = body["metadata"]
+            _log.info(
+                "%s/%s: Ready=%s %s: %s",
+                metadata["namespace"],
+                metadata["name"],
+                ready["status"],
+                ready["reason"],
+                ready["message"],
+            )
+            for event in events.of(seen, body.get("status", {}), status):
+                await record(self._client, body, event)
+        return status
 
     def _next_look(self, seen: Observed, status: Mapping[str, Any]) -> float:
-        """Watches tell of children. External stores, Pods and refusals have no watch, so they are looked at."""
+        """Watches tell of children. External stores, Pods, refusals and namespaces have none, so they are looked at."""
         is_ready = status["conditions"][0]["status"] == "True"
-        unwatched = seen.probe is not None or not is_ready
+        unwatched = seen.probe is not None or seen.unconsenting or not is_ready
         return self._settings.probe_seconds if unwatched else self._settings.resync_seconds

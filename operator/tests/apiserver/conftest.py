@@ -28,7 +28,12 @@ POOL = {"backend": {"type": "Redis"}, "tiers": {"cpu": {"size": "1Gi"}}}
 CLUSTER = os.environ.get("KVPOOL_TEST_CLUSTER", "test-operator")
 """Two checkouts at once need two clusters."""
 SYSTEM = "kvpool-system"
-SETTINGS = {"probeSeconds": 1, "resyncSeconds": 2, "images": {"engine": "localhost/kvpool/serving:dev"}}
+SETTINGS = {
+    "probeSeconds": 1,
+    "resyncSeconds": 2,
+    "images": {"engine": "localhost/kvpool/serving:dev"},
+    "probes": {"refusedNetworks": [], "refuseApiServer": False},  # stores and API server are on loopback here
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -26,21 +27,38 @@ def external(port: int, reference: str | None = "auth") -> dict[str, object]:
     return {"backend": {"type": "Valkey", "external": {"host": "127.0.0.1", "port": port, **auth}}}
 
 
-def put_secret(kubectl: Kubectl, password: str) -> None:
+def put_secret(kubectl: Kubectl, password: str, labels: dict[str, str] | None = None) -> None:
     data = {"password": base64.b64encode(password.encode()).decode()}
-    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "auth"}, "data": data})
+    metadata = {"name": "auth", "labels": labels or {}}
+    kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
+
+
+OFFERED = {"kvpool.dev/store-credentials": "true"}
+
+
+def test_a_secret_goes_nowhere_until_its_owner_says_so(kubectl: Kubectl) -> None:
+    """The store is the test's own listener: whoever makes a pool chooses the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.5)
+        put_secret(kubectl, "canary")
+        kubectl.apply_pool("pool", external(listener.getsockname()[1]))
+        found = kubectl.await_condition("pool", "BackendAvailable", reason="SecretNotOffered")
+        assert "kubectl label secret NAME kvpool.dev/store-credentials=true" in found["message"]
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        assert kubectl.children("pool") <= {"Secret pool-hash-seed"}
 
 
 def test_a_wrong_password_is_told_and_the_right_one_is_noticed(
     kubectl: Kubectl, store: ValkeyServer, operator: Operator
 ) -> None:
-    put_secret(kubectl, "wrong-canary")
+    put_secret(kubectl, "wrong-canary", OFFERED)
     kubectl.apply_pool("pool", external(store.port))
     found = kubectl.await_condition("pool", "BackendAvailable", reason="AuthFailed")
     assert found["status"] == "False"
     assert "correct the password in the Secret that spec.backend.external.auth.secretRef names" in found["message"]
     assert "wrong-canary" not in kubectl("get", "kvp,events,configmaps", "-o", "yaml") + operator.log
-    put_secret(kubectl, "right")
+    put_secret(kubectl, "right", OFFERED)
     kubectl.await_condition("pool", "Ready", reason="AllReady")
 
 
@@ -73,7 +91,7 @@ def test_a_secret_that_does_not_exist(kubectl: Kubectl, store: ValkeyServer) -> 
     kubectl.apply_pool("pool", external(store.port))
     found = kubectl.await_condition("pool", "BackendAvailable", reason="SecretMissing")
     assert "Secret auth does not exist" in found["message"]
-    put_secret(kubectl, "right")
+    put_secret(kubectl, "right", OFFERED)
     kubectl.await_condition("pool", "BackendAvailable", reason="StoreReady")
 
 

@@ -20,6 +20,22 @@ def other(kubectl: Kubectl) -> Iterator[Kubectl]:
     client("delete", "namespace", name, "--wait=false")
 
 
+def accept(namespace: Kubectl, pools: str) -> None:
+    """Its owner says that it takes these pools; empty: none any more."""
+    namespace("annotate", "namespace", namespace.namespace, f"kvpool.dev/accepts-pools={pools}", "--overwrite")
+
+
+def test_a_namespace_takes_its_consent_back(kubectl: Kubectl, other: Kubectl) -> None:
+    accept(other, f"x/y,{kubectl.namespace}/demo")
+    kubectl.apply_pool("demo", {**POOL, "injection": {"allowedNamespaces": [other.namespace]}})
+    eventually(lambda: len(other.children("demo")) == 3, what="copies")
+    accept(other, "x/y")
+    kubectl.apply_pool(
+        "demo", {**POOL, "injection": {"allowedNamespaces": [other.namespace], "conflictPolicy": "Fail"}}
+    )
+    eventually(lambda: other.children("demo") == set(), what="no copies without consent")
+
+
 def test_another_namespace_needs_a_grant(pool: Kubectl, other: Kubectl) -> None:
     reference = f"{pool.namespace}/demo"
     create(other, pod("one", pool=reference))
@@ -28,6 +44,13 @@ def test_another_namespace_needs_a_grant(pool: Kubectl, other: Kubectl) -> None:
     assert f"add {other.namespace} to its spec.injection.allowedNamespaces" in text
 
     pool.apply_pool("demo", {**POOL, "injection": {"allowedNamespaces": [other.namespace]}})
+    found = pool.await_condition("demo", "InjectionReady", reason="NamespaceDoesNotAccept")
+    assert f"kubectl annotate namespace {other.namespace} kvpool.dev/accepts-pools={reference}" in found["message"]
+    create(other, pod("unasked", pool=reference))
+    assert annotations_of(other, "unasked")["kvpool.dev/skip-reason"].startswith("NamespaceDoesNotAccept: ")
+    assert other.children("demo") == set()
+
+    accept(other, reference)
     prefix = f"{pool.namespace}.demo"
     copies = {f"ConfigMap {prefix}-connector", f"Secret {prefix}-hash-seed", f"Secret {prefix}-store-auth"}
     eventually(lambda: other.children("demo") == copies, what="copies in the other namespace")
@@ -43,6 +66,7 @@ def test_another_namespace_needs_a_grant(pool: Kubectl, other: Kubectl) -> None:
 
 
 def test_copies_go_with_the_pool_even_if_it_went_unseen(kubectl: Kubectl, other: Kubectl, operator: Operator) -> None:
+    accept(other, f"{kubectl.namespace}/demo")
     kubectl.apply_pool("demo", {**POOL, "injection": {"allowedNamespaces": [other.namespace]}})
     eventually(lambda: len(other.children("demo")) == 3, what="copies")
     kubectl("delete", "secret", "demo-hash-seed")
@@ -63,7 +87,7 @@ def test_copies_go_with_the_pool_even_if_it_went_unseen(kubectl: Kubectl, other:
 
 def test_a_namespace_that_does_not_exist_is_said(kubectl: Kubectl) -> None:
     kubectl.apply_pool("demo", {**POOL, "injection": {"allowedNamespaces": ["nowhere"]}})
-    found = kubectl.await_condition("demo", "InjectionReady", reason="GrantNotWritten")
+    found = kubectl.await_condition("demo", "InjectionReady", reason="NamespaceDoesNotAccept")
     assert "nowhere" in found["message"]
     assert kubectl.condition("demo", "ConfigRendered")["status"] == "True"
 
@@ -71,6 +95,7 @@ def test_a_namespace_that_does_not_exist_is_said(kubectl: Kubectl) -> None:
 def test_the_secret_of_an_external_store_is_never_copied(kubectl: Kubectl, other: Kubectl) -> None:
     external = {"host": "127.0.0.1", "port": 1, "auth": {"secretRef": {"name": "mine"}}}
     kubectl("create", "secret", "generic", "mine", "--from-literal=password=x")
+    kubectl("label", "secret", "mine", "kvpool.dev/store-credentials=true")
     backend = {"type": "Redis", "external": external}
     kubectl.apply_pool("demo", {"backend": backend, "injection": {"allowedNamespaces": [other.namespace]}})
     kubectl.await_condition("demo", "InjectionReady", reason="SecretNotShared")

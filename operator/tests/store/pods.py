@@ -13,8 +13,15 @@ import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from kvpool_operator.api.settings import Probes
+from kvpool_operator.observe.dial import Dialer
 from testkit.patience import PATIENCE_S
 from testkit.servers import CACHE, free_port, server_command, wait_until
+
+
+def anywhere() -> Dialer:
+    """The operator's dialer, without addresses that it refuses: all Pods are on loopback here."""
+    return Dialer(Probes(refused_networks=(), refuse_api_server=False), ())
 
 
 def program_wrappers(folder: Path) -> None:

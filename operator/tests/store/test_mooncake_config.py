@@ -28,7 +28,7 @@ from testkit.engine import ENGINE_PYTHON, ROOT
 from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import CACHE, free_port
 
-from .pods import PodProcess, fresh_ports, localized, wait_until
+from .pods import PodProcess, anywhere, fresh_ports, localized, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 OVERLAY = ROOT / ".venvs/mooncake"
@@ -318,12 +318,12 @@ def test_without_a_quorum_the_masters_are_not_ready_and_the_probe_says_why(ha: S
     endpoints = tuple(f"{host}:{ha.ports[etcd.CLIENT_PORT]}" for host in MEMBERS)
 
     def state() -> StoreState:
-        return asyncio.run(probe_etcd(endpoints)).state
+        return asyncio.run(probe_etcd(anywhere(), endpoints)).state
 
     ha.pods[MEMBERS[0]].kill()
     wait_until("two of three members serve", lambda: state() is StoreState.AVAILABLE, poll_s=0.2)
     ha.pods[MEMBERS[1]].kill()
     wait_until("one of three does not", lambda: state() is StoreState.NO_QUORUM, poll_s=0.2)
-    assert "of 3 members of etcd are healthy, 2 are needed" in asyncio.run(probe_etcd(endpoints)).detail
+    assert "of 3 members of etcd are healthy, 2 are needed" in asyncio.run(probe_etcd(anywhere(), endpoints)).detail
     running = [host for host in MASTERS if ha.pods[host].runs]
     wait_until("no master is ready", lambda: not any(ha.ready(host) for host in running), 2 * PATIENCE_S, 0.5)

@@ -23,7 +23,7 @@ from kvpool_operator.observe.probe import Target, sentinel_primary
 from kvpool_operator.status.observed import StoreProbe, StoreState
 from testkit.sentinel import followed_s, replaced_s
 
-from .pods import PodProcess, fresh_ports, localized, program_wrappers, wait_until
+from .pods import PodProcess, anywhere, fresh_ports, localized, program_wrappers, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 PASSWORD, GROUP_PASSWORD = "engines-word", "group-word"
@@ -212,10 +212,10 @@ def test_engines_cannot_direct_the_sentinels(group: Group, command: str) -> None
 async def test_the_probe_of_an_external_group_tells_an_unknown_master(group: Group) -> None:
     group.settle("whole")
     target = Target(group.sentinel_hosts[0], group.sentinel_port, username=redis.USERNAME, password=PASSWORD)
-    found = await sentinel_primary(target, "nobody")
+    found = await sentinel_primary(anywhere(), target, "nobody")
     assert isinstance(found, StoreProbe)
     assert found.state is StoreState.UNKNOWN_MASTER
-    assert await sentinel_primary(target, sentinel.MASTER_NAME) == (next(iter(group.named())), group.port)
+    assert await sentinel_primary(anywhere(), target, sentinel.MASTER_NAME) == (next(iter(group.named())), group.port)
 
 
 def test_a_lost_primary_is_replaced_and_comes_back_as_a_replica(group: Group) -> None:

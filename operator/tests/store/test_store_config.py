@@ -25,6 +25,8 @@ from kvpool_operator.observe.probe import Target, probe
 from kvpool_operator.status.observed import StoreState
 from testkit.patience import PATIENCE_S
 
+from .pods import anywhere
+
 PASSWORD = "the-password"
 NO_RETRY = Retry(NoBackoff(), 0)
 
@@ -145,7 +147,7 @@ def test_the_pods_probe_tells_by_its_exit_status(port: int, password: str, statu
 
 
 async def test_the_probe_gets_in_with_the_right_password(port: int) -> None:
-    found = await probe(Target("127.0.0.1", port, username=redis.USERNAME, password=PASSWORD))
+    found = await probe(anywhere(), Target("127.0.0.1", port, username=redis.USERNAME, password=PASSWORD))
     assert found.state is StoreState.AVAILABLE
 
 
@@ -153,11 +155,11 @@ async def test_the_probe_gets_in_with_the_right_password(port: int) -> None:
     ("username", "password"), [(redis.USERNAME, "canary-wrong"), ("", PASSWORD), ("", None), ("x\r\nPING", "y\r\n")]
 )
 async def test_the_probe_tells_a_refusal(port: int, username: str, password: str | None) -> None:
-    found = await probe(Target("127.0.0.1", port, username=username, password=password))
+    found = await probe(anywhere(), Target("127.0.0.1", port, username=username, password=password))
     assert found.state is StoreState.AUTH_FAILED
     assert "canary" not in found.detail
 
 
 async def test_the_probe_tells_a_database_that_is_not_there(port: int) -> None:
-    found = await probe(Target("127.0.0.1", port, database=16, username=redis.USERNAME, password=PASSWORD))
+    found = await probe(anywhere(), Target("127.0.0.1", port, database=16, username=redis.USERNAME, password=PASSWORD))
     assert found.state is StoreState.NO_DATABASE

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+from typing import Annotated
+
 from pydantic import Field
 
 from kvpool_operator.api.object_names import DataKey, ObjectName
 from kvpool_operator.api.sections import ADDRESS, HOST_PATTERN
-from kvpool_operator.api.types import ApiModel
+from kvpool_operator.api.types import ApiModel, list_field
 
 
 class PasswordRef(ApiModel):
@@ -35,6 +38,18 @@ class SentinelEndpoint(ApiModel):
         return f"{self.host}:{self.port}"
 
 
+PRIMARY_PATTERN = r"^[A-Za-z0-9.:-]+(/[0-9]{1,3})?$"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network(text: str) -> Network | None:
+    """Return the network that a text means; None for the name of a host."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
 class ExternalSentinel(ApiModel):
     """Sentinels that know which Redis or Valkey is the primary."""
 
@@ -51,6 +66,24 @@ class ExternalSentinel(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     auth: Auth | None = Field(None, description="The sentinels' own password; absent: they ask for none.")
+    primary_hosts: tuple[Annotated[str, Field(min_length=1, max_length=253, pattern=PRIMARY_PATTERN)], ...] = (
+        list_field(
+            kind="set",
+            maximum=64,
+            description="Hosts that a sentinel may name as the primary and that the operator sends the store's password to when "
+            "it asks whether the store answers: names, addresses, networks such as 10.1.0.0/16. Absent: it sends none.",
+        )
+    )
+
+    def trusts(self, host: str) -> bool:
+        """Return whether a host that a sentinel named is one of ``primary_hosts``."""
+        if host in self.primary_hosts:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return any(address in network for network in map(_network, self.primary_hosts) if network is not None)
 
 
 class External(ApiModel):

@@ -5,9 +5,10 @@ Unlike the resource, an unknown key is an error: the file is written by the char
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 from pydantic.alias_generators import to_camel
 
 
@@ -68,6 +69,29 @@ class Webhook(_Section):
     """How often the certificates and the caBundle are looked at."""
 
 
+class Probes(_Section):
+    """Which addresses the operator asks whether they are a store. Whoever may make a pool chooses them, and the operator may
+    reach what that person may not."""
+
+    refused_networks: tuple[IPvAnyNetwork, ...] = tuple(
+        ipaddress.ip_network(network)
+        for network in (
+            "0.0.0.0/8",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "224.0.0.0/4",
+            "::/128",
+            "::1/128",
+            "fe80::/10",
+            "ff00::/8",
+        )
+    )
+    """Loopback, link-local (the metadata services of clouds), multicast and unspecified addresses."""
+    refuse_api_server: bool = True
+    """Not the API server's address either."""
+    at_a_time: int = Field(8, ge=1, le=256)
+
+
 class Settings(_Section):
     """The whole file."""
 
@@ -75,6 +99,7 @@ class Settings(_Section):
     store_defaults: StoreDefaults = StoreDefaults()
     engine_defaults: EngineDefaults = EngineDefaults()
     webhook: Webhook = Webhook()
+    probes: Probes = Probes()
     cluster_domain: str = "cluster.local"
     namespace: str = "kvpool-system"
     """The operator's own: NetworkPolicies let it reach the administration of stores."""

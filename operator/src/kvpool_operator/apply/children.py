@@ -15,7 +15,7 @@ from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.names import COMPONENT_LABEL
 from kvpool_operator.kube import ApiError, Client, NotFound, Refused, resource_of
 from kvpool_operator.observe.cache import Cache, is_copy, key_of, owner_uid, pool_of
-from kvpool_operator.status.observed import Refusal
+from kvpool_operator.status.observed import Refusal, Unanswered
 
 _log = logging.getLogger(__name__)
 
@@ -32,21 +32,29 @@ class Children:
         self._accepted: dict[str, str] = {}
         """uid to the digest of (what was applied, what the API server made of it)."""
 
-    async def apply(self, manifests: Sequence[Manifest], *, owner: str) -> tuple[Refusal, ...]:
-        """Write those that differ, in order.
+    async def apply(
+        self, manifests: Sequence[Manifest], *, owner: str
+    ) -> tuple[tuple[Refusal, ...], tuple[Unanswered, ...]]:
+        """Write those that differ, in order. One that can't be written doesn't keep the others from being written, unless the
+        API server is not reached at all.
 
-        A refusal of one doesn't keep the others from being written.
-
-        Raises:
-            ApiError: the API server can't be reached or is in trouble; the caller tries again.
+        Returns:
+            what was refused, and what the API server did not do although it may do it the next time.
         """
-        refusals = []
+        refusals: list[Refusal] = []
+        unanswered: list[Unanswered] = []
         for manifest in manifests:
             try:
                 await self._apply_one(sign(manifest), owner)
             except (Refused, NotFound) as error:  # not found: the namespace of a copy
                 refusals.append(_refusal(manifest, error.message))
-        return tuple(refusals)
+            except ApiError as error:
+                unanswered.append(
+                    Unanswered(f"writing {manifest['kind']} {manifest['metadata']['name']}", error.message)
+                )
+                if not error.status:
+                    break
+        return tuple(refusals), tuple(unanswered)
 
     async def prune(self, children: Sequence[Mapping[str, Any]], manifests: Sequence[Manifest], *, owner: str) -> None:
         """Delete children of this very pool that are no longer desired."""

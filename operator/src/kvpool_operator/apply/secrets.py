@@ -13,10 +13,20 @@ from typing import Any
 
 from kvpool_operator.apply.compare import sign
 from kvpool_operator.desired import Manifest, Material, Pool, names, seed
+from kvpool_operator.desired.names import COMPONENT_LABEL
 from kvpool_operator.desired.stores import redis, sentinel
-from kvpool_operator.kube import SECRET, Client, Conflict, NotFound
+from kvpool_operator.kube import SECRET, Client, Conflict, NotFound, Refused
 from kvpool_operator.observe.cache import Cache, owner_uid
 from kvpool_operator.observe.secrets import decoded
+from kvpool_operator.status.observed import Refusal
+
+
+class SecretRefused(Exception):
+    """The API server refused to make a Secret: a quota or a policy of the namespace."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 def new_password() -> str:
@@ -39,6 +49,10 @@ class SecretValues:
 
         Args:
             create: make what is missing; otherwise leave it empty.
+
+        Raises:
+            SecretRefused: one that is missing must not be made.
+            ApiError: the API server did not answer.
         """
         if pool.spec.uses_sentinels:
             group_password, group_uid = await self._value(
@@ -102,11 +116,14 @@ class SecretValues:
 
     async def _create(self, manifest: Manifest) -> Mapping[str, Any]:
         """Create it, or return the one that came first."""
+        metadata = manifest["metadata"]
         try:
             made = await self._client.create(SECRET, sign(manifest))
         except Conflict:
-            metadata = manifest["metadata"]
             return await self._client.get(SECRET, metadata["namespace"], metadata["name"])
+        except Refused as error:
+            component = metadata["labels"][COMPONENT_LABEL]
+            raise SecretRefused(Refusal("Secret", metadata["name"], error.message, component)) from None
         self._cache.put(made)
         return made
 

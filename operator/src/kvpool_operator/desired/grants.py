@@ -1,4 +1,4 @@
-"""Copies of what Pods mount, for the namespaces that ``spec.injection.allowedNamespaces`` names.
+"""Copies of what Pods mount, for the namespaces that ``spec.injection.allowedNamespaces`` names and that take the pool.
 
 A Pod can mount only what is in its own namespace. A copy has no owner reference, since owners can't be in another namespace:
 labels say to which pool it belongs, and the operator deletes it with the pool, with the grant, or at its next start.
@@ -56,12 +56,7 @@ def build(pool: Pool) -> list[Manifest]:
     """Every copy; none where one would be of a person's Secret."""
     if not can_share(pool):
         return []
-    return [
-        manifest
-        for namespace in pool.spec.injection.allowed_namespaces
-        if namespace != pool.namespace
-        for manifest in _copies(pool, namespace)
-    ]
+    return [manifest for namespace in pool.shared_with for manifest in _copies(pool, namespace)]
 
 
 def _copies(pool: Pool, namespace: str) -> list[Manifest]:

@@ -44,3 +44,5 @@ class Pool:
     spec: KVCachePoolSpec
     material: Material
     settings: Settings = field(default_factory=Settings)
+    shared_with: tuple[str, ...] = ()
+    """Those of ``spec.injection.allowedNamespaces`` that say themselves that they take the pool."""

@@ -15,6 +15,7 @@ from kvpool_operator.api import (
     Settings,
     parse_spec,
 )
+from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.desired import Material, Pool, connector_config, disk, grants
 from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection.names import PoolKey
@@ -92,6 +93,7 @@ def gather(
     sentinels = [one for one in remotes.password_sources(pool) if one.directory == remotes.SENTINEL_PASSWORD_DIRECTORY]
     for kind, name in objects.created:
         if not is_there(kind, namespace, name):
+            _refuse_without_consent(key, body or {}, namespace)
             raise Skip(
                 Why.POOL_NOT_READY,
                 f"{kind} {name} of pool {'/'.join(key)} is not in this namespace yet: restart the Pod when the pool's condition "
@@ -125,8 +127,22 @@ def _pool(key: PoolKey, body: Mapping[str, Any] | None, settings: Settings) -> P
     return Pool(key[1], key[0], str(body["metadata"]["uid"]), spec, material, settings)
 
 
+def _refuse_without_consent(key: PoolKey, body: Mapping[str, Any], namespace: str) -> None:
+    """Nothing of the pool is in a namespace that does not take it; the pool's status says whether that is why."""
+    if namespace == key[0]:
+        return
+    for condition in body.get("status", {}).get("conditions", ()):
+        if condition.get("reason") == Why.NOT_ACCEPTED:
+            pool = "/".join(key)
+            raise Skip(
+                Why.NOT_ACCEPTED,
+                f"this namespace does not say that it takes pool {pool}: its owner types "
+                f"kubectl annotate namespace {namespace} {ACCEPTS}={pool}",
+            )
+
+
 def _refuse_missing_secret(key: PoolKey, body: Mapping[str, Any]) -> None:
     """A Secret of the user's is in no cache of ours; what the pool's status says about it is."""
     for condition in body.get("status", {}).get("conditions", ()):
-        if condition.get("reason") == "SecretMissing":
+        if condition.get("reason") in ("SecretMissing", "SecretNotOffered"):
             raise Skip(Why.POOL_NOT_READY, f"pool {'/'.join(key)}: {condition.get('message', '')}")

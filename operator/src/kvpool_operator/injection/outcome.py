@@ -16,6 +16,7 @@ class Why(enum.StrEnum):
     OFF = "InjectionOff"
     OTHER_TYPE = "OtherConnectorType"
     NOT_ALLOWED = "NamespaceNotAllowed"
+    NOT_ACCEPTED = "NamespaceDoesNotAccept"
     SECRET_NOT_SHARED = "SecretNotShared"  # noqa: S105  (a reason)
     NO_VLLM = "NoVLLM"
     SEVERAL = "SeveralVLLM"

@@ -57,6 +57,12 @@ class Client:
         self._http = http
         self.requests: collections.Counter[str] = collections.Counter()
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """By which the API server is reached: from here, and from Pods."""
+        service = os.environ.get("KUBERNETES_SERVICE_HOST")
+        return tuple(filter(None, (self._http.base_url.host, service)))
+
     async def close(self) -> None:
         await self._http.aclose()
 

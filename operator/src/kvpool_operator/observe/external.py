@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from kvpool_operator.api import KVCachePoolSpec, StoreType
 from kvpool_operator.api.external import External, ExternalSentinel
 from kvpool_operator.desired.stores import DEFAULT_PORTS
-from kvpool_operator.observe.probe import Target, probe, sentinel_primary, within
+from kvpool_operator.observe.dial import Dialer
+from kvpool_operator.observe.probe import Target, probe, probe_anonymously, sentinel_primary, within
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
 DEADLINE = 2.0
@@ -35,57 +36,63 @@ def has_external(spec: KVCachePoolSpec) -> bool:
     return backend.external is not None or bool(backend.etcd and backend.etcd.external)
 
 
-async def probe_external(spec: KVCachePoolSpec, store: Login, sentinels: Login) -> StoreProbe:
+async def probe_external(dial: Dialer, spec: KVCachePoolSpec, store: Login, sentinels: Login) -> StoreProbe:
     """Try it once."""
     backend = spec.backend
     assert backend is not None  # noqa: S101  (has_external looked)
     if backend.etcd is not None and backend.etcd.external is not None:
-        return await probe_etcd(backend.etcd.external.endpoints)
+        return await probe_etcd(dial, backend.etcd.external.endpoints)
     external = backend.external
     assert external is not None  # noqa: S101
     if external.sentinel is not None:
-        return await _probe_group(external, external.sentinel, store, sentinels)
+        return await _probe_group(dial, external, external.sentinel, store, sentinels)
     if external.master is not None:
-        return await _probe_master(external.master)
+        return await _probe_master(dial, external.master)
     host, port = external.host or "", external.port or DEFAULT_PORTS[backend.type]
     if not backend.is_redis:
-        return await (probe_lmcache if backend.type is StoreType.LMCACHE_SERVER else probe_port)(host, port)
-    return await probe(Target(host, port, external.database or 0, store.username, store.password))
+        return await (probe_lmcache if backend.type is StoreType.LMCACHE_SERVER else probe_port)(dial, host, port)
+    return await probe(dial, Target(host, port, external.database or 0, store.username, store.password))
 
 
-async def _probe_group(external: External, group: ExternalSentinel, store: Login, sentinels: Login) -> StoreProbe:
-    """Ask the sentinels one after the other, then the primary that one of them names."""
+async def _probe_group(
+    dial: Dialer, external: External, group: ExternalSentinel, store: Login, sentinels: Login
+) -> StoreProbe:
+    """Ask the sentinels one after the other, then the primary that one of them names.
+
+    A sentinel may name any host. The store's password is sent there only if the pool names that host, too.
+    """
     last = StoreProbe(StoreState.UNREACHABLE, "no sentinel was asked")
     for endpoint in group.endpoints:
         target = Target(endpoint.host, endpoint.port, 0, sentinels.username, sentinels.password)
-        found = await sentinel_primary(target, group.master_name)
+        found = await sentinel_primary(dial, target, group.master_name)
         if isinstance(found, StoreProbe):
             last = found if last.state is not StoreState.UNKNOWN_MASTER else last
             continue
         host, port = found
         primary = Target(host, port, external.database or 0, store.username, store.password)
-        answer = await probe(primary)
+        known = group.trusts(host)
+        answer = await (probe(dial, primary) if known else probe_anonymously(dial, Target(host, port)))
         return replace(answer, detail=f"the primary of {group.master_name}: {answer.detail}")
     return last
 
 
-async def _probe_master(master: str) -> StoreProbe:
+async def _probe_master(dial: Dialer, master: str) -> StoreProbe:
     """Several masters are found through their etcd; whether one of them serves is then the engines' to see."""
     if master.startswith("etcd://"):
-        return await probe_etcd(tuple(master.removeprefix("etcd://").split(";")))
-    return await probe_port(*_split(master))
+        return await probe_etcd(dial, tuple(master.removeprefix("etcd://").split(";")))
+    return await probe_port(dial, *_split(master))
 
 
-async def probe_port(host: str, port: int) -> StoreProbe:
+async def probe_port(dial: Dialer, host: str, port: int) -> StoreProbe:
     """Whether somebody listens: these servers have no question that costs nothing and needs no client of theirs."""
 
     async def nothing(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> StoreProbe:
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} listens")
 
-    return await within(Target(host, port), DEADLINE, nothing)
+    return await within(dial, Target(host, port), DEADLINE, nothing)
 
 
-async def probe_lmcache(host: str, port: int) -> StoreProbe:
+async def probe_lmcache(dial: Dialer, host: str, port: int) -> StoreProbe:
     """LMCache's own HEALTH."""
 
     async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
@@ -94,12 +101,12 @@ async def probe_lmcache(host: str, port: int) -> StoreProbe:
         await reader.readexactly(_LM_ANSWER)
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} answers")
 
-    return await within(Target(host, port), DEADLINE, health)
+    return await within(dial, Target(host, port), DEADLINE, health)
 
 
-async def probe_etcd(endpoints: tuple[str, ...]) -> StoreProbe:
+async def probe_etcd(dial: Dialer, endpoints: tuple[str, ...]) -> StoreProbe:
     """/health of all members: a member is healthy only if it sees a leader."""
-    found = await asyncio.gather(*(_etcd_member(endpoint) for endpoint in endpoints))
+    found = await asyncio.gather(*(_etcd_member(dial, endpoint) for endpoint in endpoints))
     needed = len(endpoints) // 2 + 1
     healthy = sum(probe.state is StoreState.AVAILABLE for probe in found)
     faults = "; ".join(probe.detail for probe in found if probe.state is not StoreState.AVAILABLE)
@@ -109,7 +116,7 @@ async def probe_etcd(endpoints: tuple[str, ...]) -> StoreProbe:
     return StoreProbe(StoreState.NO_QUORUM, f"{said}: {faults}")
 
 
-async def _etcd_member(endpoint: str) -> StoreProbe:
+async def _etcd_member(dial: Dialer, endpoint: str) -> StoreProbe:
     host, port = _split(endpoint)
 
     async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
@@ -120,7 +127,7 @@ async def _etcd_member(endpoint: str) -> StoreProbe:
             return StoreProbe(StoreState.AVAILABLE, f"{endpoint} is healthy")
         return StoreProbe(StoreState.NO_QUORUM, f"{endpoint} sees no leader")
 
-    return await within(Target(host, port), DEADLINE, health)
+    return await within(dial, Target(host, port), DEADLINE, health)
 
 
 def _split(address: str) -> tuple[str, int]:

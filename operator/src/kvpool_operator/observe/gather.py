@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvpool_operator.api import KVCachePoolSpec, Settings
+from kvpool_operator.api.consent import CREDENTIALS_LABEL
 from kvpool_operator.api.external import Auth
 from kvpool_operator.desired import Pool, engines, names, stores
 from kvpool_operator.kube import (
@@ -17,12 +18,14 @@ from kvpool_operator.kube import (
     POD,
     POOL,
     SECRET,
+    ApiError,
     Client,
     NotFound,
     Refused,
     Resource,
 )
 from kvpool_operator.observe.cache import Cache, owner_uid
+from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.external import Login, has_external, probe_external
 from kvpool_operator.observe.pods import troubles
 from kvpool_operator.observe.secrets import decoded
@@ -35,8 +38,12 @@ Usernames = tuple[str, str]
 """Of an external store and of its sentinels, from the user's Secrets; empty: the default user."""
 
 
-class _SecretMissing(Exception):
-    """A Secret that the spec refers to has not what is needed."""
+class _SecretWithheld(Exception):
+    """A Secret that the spec refers to can't be used."""
+
+    def __init__(self, state: StoreState, detail: str) -> None:
+        super().__init__(detail)
+        self.probe = StoreProbe(state, detail)
 
 
 class Observer:
@@ -54,6 +61,7 @@ class Observer:
         self._cache = cache
         self._consumers_of = consumers_of
         self._settings = settings
+        self._dial = Dialer(settings.probes, client.hosts)
         self._clock = clock
         self._listed: dict[PoolKey, float] = {}
         self._probed: dict[PoolKey, tuple[float, KVCachePoolSpec, StoreProbe, Usernames]] = {}
@@ -118,9 +126,9 @@ class Observer:
         try:
             store_login = await self._login(namespace, external.auth if external else None)
             sentinel_login = await self._login(namespace, sentinels.auth if sentinels else None)
-        except _SecretMissing as fault:
-            return StoreProbe(StoreState.SECRET_MISSING, str(fault)), ("", "")
-        found = await probe_external(spec, store_login, sentinel_login)
+        except _SecretWithheld as reason:
+            return reason.probe, ("", "")
+        found = await probe_external(self._dial, spec, store_login, sentinel_login)
         return found, (store_login.username, sentinel_login.username)
 
     async def _login(self, namespace: str, auth: Auth | None) -> Login:
@@ -130,15 +138,25 @@ class Observer:
         try:
             secret = await self._client.get(SECRET, namespace, reference.name)
         except NotFound:
-            raise _SecretMissing(f"Secret {reference.name} does not exist") from None
+            raise _SecretWithheld(StoreState.SECRET_MISSING, f"Secret {reference.name} does not exist") from None
+        except ApiError as error:
+            detail = f"Secret {reference.name} could not be read: {error.message}"
+            raise _SecretWithheld(StoreState.NOT_LOOKED_AT, detail) from None
+        if (secret["metadata"].get("labels") or {}).get(CREDENTIALS_LABEL) != "true":
+            detail = (
+                f"Secret {reference.name} lacks the label {CREDENTIALS_LABEL}=true, so no pool may send it to a store"
+            )
+            raise _SecretWithheld(StoreState.SECRET_NOT_OFFERED, detail)
         for wanted in filter(None, (reference.password_key, reference.username_key)):
             if not decoded(secret, wanted):
-                raise _SecretMissing(f"Secret {reference.name} has no key {wanted}")
+                raise _SecretWithheld(StoreState.SECRET_MISSING, f"Secret {reference.name} has no key {wanted}")
         username = decoded(secret, reference.username_key) if reference.username_key else ""
         return Login(username, decoded(secret, reference.password_key))
 
-    async def look(self, pool: Pool, seen: Observed) -> Observed:
+    async def look(self, seen: Observed) -> Observed:
         """``seen`` with what runs the Pods of the pool, what keeps Pods from running where some are missing, and consumers."""
+        pool = seen.pool
+        assert pool is not None  # noqa: S101  (the caller looked)
         components = {workload.name: (workload.kind, workload.component) for workload in stores.workloads(pool)}
         components |= {
             names.engine(pool, engine): (engines.kind(pool), engines.COMPONENT) for engine in pool.spec.engines
@@ -163,4 +181,8 @@ class Observer:
             return ()
         engine = next((engine for engine in pool.spec.engines if names.engine(pool, engine) == workload), None)
         selector = names.selector(pool, component, engine.name if engine else None)
-        return troubles(await self._client.list(POD, pool.namespace, labels=selector, cached=True))
+        try:
+            pods = await self._client.list(POD, pool.namespace, labels=selector, cached=True)
+        except ApiError:
+            return ()  # the condition says how many Pods are missing, without their reasons
+        return troubles(pods)

@@ -4,14 +4,14 @@ deadline for all of it."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kvpool_operator.observe.dial import AddressRefusedError, Dialer
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
-_ANSWER_LIMIT = 4096
+_MOST_TEXT = 4096
 Answer = TypeVar("Answer")
 _KNOWN_ERRORS = {
     "NOAUTH": "it asks for a password",
@@ -53,29 +53,46 @@ class Target:
         return f"{self.host}:{self.port}"
 
 
-async def probe(target: Target, *, deadline: float = 2.0) -> StoreProbe:
+async def probe(dial: Dialer, target: Target, *, deadline: float = 2.0) -> StoreProbe:
     """Try it once. Never raises for what a store or a network can do, and never repeats a password in what it says."""
-    return await within(target, deadline, lambda reader, writer: _converse(target, reader, writer))
+    return await within(dial, target, deadline, lambda reader, writer: _converse(target, reader, writer))
 
 
-async def sentinel_primary(target: Target, master_name: str, *, deadline: float = 2.0) -> tuple[str, int] | StoreProbe:
+async def probe_anonymously(dial: Dialer, target: Target, *, deadline: float = 2.0) -> StoreProbe:
+    """Try it once without a password. A server that asks for one answers, which is all that is seen of it."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
+        answer = await _ask(reader, writer, "PING")
+        if answer.startswith("-NOAUTH"):
+            return StoreProbe(StoreState.AVAILABLE, f"{target.where} answers, and asks for a password")
+        return _pong(target, answer) or StoreProbe(StoreState.AVAILABLE, f"{target.where} answers")
+
+    return await within(dial, target, deadline, talk)
+
+
+async def sentinel_primary(
+    dial: Dialer, target: Target, master_name: str, *, deadline: float = 2.0
+) -> tuple[str, int] | StoreProbe:
     """The primary's address as a sentinel names it; or why it names none."""
-    return await within(target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer))
+    return await within(
+        dial, target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer)
+    )
 
 
 async def within(
-    target: Target, deadline: float, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Answer]]
+    dial: Dialer,
+    target: Target,
+    deadline: float,
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Answer]],
 ) -> Answer | StoreProbe:
     """One connection, one deadline for all that is said over it. What a network or a server can do is an answer, never raised."""
     try:
-        async with asyncio.timeout(deadline):
-            reader, writer = await asyncio.open_connection(target.host, target.port, limit=_ANSWER_LIMIT)
-            try:
-                return await talk(reader, writer)
-            finally:
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
+        async with dial.connection(target.host, target.port, deadline) as (reader, writer):
+            return await talk(reader, writer)
+    except AddressRefusedError:
+        return StoreProbe(
+            StoreState.ADDRESS_REFUSED, f"the operator does not ask the address that {target.host} leads to"
+        )
     except TimeoutError:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {deadline:g} s")
     except (OSError, OverflowError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
@@ -114,7 +131,7 @@ async def _ask_sentinel(
 
 async def _bulk(reader: asyncio.StreamReader) -> str:
     size = (await reader.readuntil(b"\r\n")).decode(errors="replace").strip()
-    if not size[1:].isdecimal() or int(size[1:]) > _ANSWER_LIMIT:
+    if not size[1:].isdecimal() or int(size[1:]) > _MOST_TEXT:
         raise UnicodeError("an answer without a length")
     return (await reader.readexactly(int(size[1:]) + 2))[:-2].decode()
 
@@ -123,14 +140,22 @@ async def _converse(target: Target, reader: asyncio.StreamReader, writer: asynci
     where = target.where
     if (refused := await _log_in(target, reader, writer)) is not None:
         return refused
-    answer = await _ask(reader, writer, "PING")
-    if answer.startswith(("-NOAUTH", "-WRONGPASS", "-NOPERM", "-DENIED")):
-        return StoreProbe(StoreState.AUTH_FAILED, f"{where} lets nobody in without a password{_said(answer)}")
-    if answer != "+PONG":
-        return StoreProbe(StoreState.UNREACHABLE, f"{where} answers, but not like Redis or Valkey{_said(answer)}")
+    if (fault := _pong(target, await _ask(reader, writer, "PING"))) is not None:
+        return fault
     if target.database and (answer := await _ask(reader, writer, "SELECT", str(target.database))) != "+OK":
         return StoreProbe(StoreState.NO_DATABASE, f"{where} has no database {target.database}{_said(answer)}")
     return StoreProbe(StoreState.AVAILABLE, f"{where} answers")
+
+
+def _pong(target: Target, answer: str) -> StoreProbe | None:
+    """Return what is wrong with the answer to PING; None if it is right."""
+    if answer.startswith(("-NOAUTH", "-WRONGPASS", "-NOPERM", "-DENIED")):
+        return StoreProbe(StoreState.AUTH_FAILED, f"{target.where} lets nobody in without a password{_said(answer)}")
+    if answer != "+PONG":
+        return StoreProbe(
+            StoreState.UNREACHABLE, f"{target.where} answers, but not like Redis or Valkey{_said(answer)}"
+        )
+    return None
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *words: str) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from kvpool_connector.config import format_bytes
 from kvpool_operator.api import Engine
+from kvpool_operator.api.consent import CREDENTIALS_LABEL
 from kvpool_operator.desired import Pool, engines, names, sizing, stores
 from kvpool_operator.desired.connectors import lmcache_mp
 from kvpool_operator.desired.stores import Workload, etcd
-from kvpool_operator.status.observed import Observed, StoreState
+from kvpool_operator.status.observed import WITHHELD, Observed, StoreState
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,27 @@ def spec_is_readable(seen: Observed) -> Finding | None:
 
 def not_judged(seen: Observed) -> Finding | None:
     """For conditions about things that are not touched while the spec can't be read."""
+    if seen.fault:
+        return Finding("OperatorFault", "not looked at: a fault of the operator, see its log", "Unknown")
     return Finding("InvalidSpec", "not looked at, since the spec can't be read", "Unknown") if seen.invalid else None
+
+
+def api_server_answered(seen: Observed) -> Finding | None:
+    """The last check of a chain: what was found before it is certain, and that nothing was found is not."""
+    if not seen.unanswered:
+        return None
+    text = "; ".join(f"{call.what}: {call.message}" for call in seen.unanswered)
+    return Finding(
+        "ApiServerFailing", f"the API server did not do what was asked, it is asked again: {text}", "Unknown"
+    )
+
+
+def children_are_as_wanted(seen: Observed) -> Finding | None:
+    """Nothing is written while a Secret can't be used; the store's condition says what to do about that."""
+    if seen.held is None or seen.unanswered or seen.refusals:
+        return None
+    reason = seen.probe.state.value if seen.probe else "Held"
+    return Finding(reason, f"the pool's objects are left as they are: {seen.held}", "Unknown")
 
 
 def config_is_accepted(seen: Observed) -> Finding | None:
@@ -65,12 +86,16 @@ def refused(seen: Observed, *components: str) -> Finding | None:
 _STORE_FIXES = {
     StoreState.UNREACHABLE: "check spec.backend.external.host and port, and that a NetworkPolicy lets the operator and "
     "engines through",
+    StoreState.ADDRESS_REFUSED: "use the address of the store itself, or have it taken out of the operator's setting "
+    "probes.refusedNetworks (loopback, link-local, multicast; the API server by probes.refuseApiServer)",
     StoreState.UNKNOWN_MASTER: "set spec.backend.external.sentinel.masterName to the name after 'sentinel monitor' in "
     "sentinel.conf",
     StoreState.NO_QUORUM: "bring back a majority of the members, or correct spec.backend.etcd.external.endpoints",
     StoreState.AUTH_FAILED: "correct the password in the Secret that spec.backend.external.auth.secretRef names, or add "
     "the reference if there is none",
     StoreState.NO_DATABASE: "correct spec.backend.external.database, or leave it out",
+    StoreState.SECRET_NOT_OFFERED: f"if it may be sent there, type kubectl label secret NAME {CREDENTIALS_LABEL}=true",
+    StoreState.NOT_LOOKED_AT: "it is read again soon",
     StoreState.SECRET_MISSING: "create it in the pool's namespace, or correct spec.backend.external.auth.secretRef",
 }
 
@@ -82,6 +107,11 @@ def external_store_answers(seen: Observed) -> Finding | None:
     fix = _STORE_FIXES[state]
     if state is StoreState.UNREACHABLE:
         fix = fix.replace("host and port", _address_fields(seen))
+    if state in WITHHELD:
+        status = "Unknown" if state is StoreState.NOT_LOOKED_AT else "False"
+        return Finding(
+            state.value, f"{seen.probe.detail}; the pool's objects are left as they are until then: {fix}", status
+        )
     return Finding(state.value, f"{seen.probe.detail}; engines recompute until it is back: {fix}")
 
 

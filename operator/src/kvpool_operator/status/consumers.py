@@ -6,12 +6,12 @@ import enum
 from collections.abc import Iterable
 from typing import Any
 
-from kvpool_connector.config import ConfigError
 from kvpool_operator.api import ConnectorType, InjectionMode
+from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
-from kvpool_operator.desired import connector_files, grants
+from kvpool_operator.desired import grants
 from kvpool_operator.status.checks import Finding, refused
-from kvpool_operator.status.observed import Consumer, Observed, StoreState
+from kvpool_operator.status.observed import WITHHELD, Consumer, Observed
 
 _NAMED = 3
 _REASON = 1024
@@ -79,7 +79,7 @@ def _is_usable(seen: Observed) -> bool:
     return (
         pool is not None
         and seen.invalid_config is None
-        and not (seen.probe is not None and seen.probe.state is StoreState.SECRET_MISSING)
+        and not (seen.probe is not None and seen.probe.state in WITHHELD)
         and pool.spec.injection.mode is not InjectionMode.OFF
         and pool.spec.connector.type is ConnectorType.KVPOOL
     )
@@ -104,18 +104,8 @@ def facts(seen: Observed) -> dict[str, Any]:
 
 
 def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
-    config_hash = _hash(seen)
+    config_hash = "" if seen.invalid_config is not None else seen.config_hash
     return [(consumer, *judge(consumer, config_hash)) for consumer in seen.consumers]
-
-
-def _hash(seen: Observed) -> str:
-    """Of the present configuration; empty where there is none that could be used."""
-    if seen.pool is None or seen.invalid_config is not None:
-        return ""
-    try:
-        return connector_files.config_hash(seen.pool)
-    except ConfigError:  # a paused pool's configuration is not looked at before
-        return ""
 
 
 def grants_were_written(seen: Observed) -> Finding | None:
@@ -135,6 +125,23 @@ def secret_can_be_shared(seen: Observed) -> Finding | None:
         "SecretNotShared",
         "spec.injection.allowedNamespaces has no effect, since the store's password is in a Secret of yours, which is never "
         "copied: make a pool in each of these namespaces, with the same spec.backend.external and the Secret",
+    )
+
+
+NOT_ACCEPTED = "NamespaceDoesNotAccept"
+
+
+def namespaces_take_the_pool(seen: Observed) -> Finding | None:
+    """Whether each namespace that the pool is to be shared with says so itself."""
+    if seen.pool is None or not seen.unconsenting or seen.unanswered:
+        return None
+    pool = f"{seen.pool.namespace}/{seen.pool.name}"
+    names = ", ".join(seen.unconsenting)
+    command = f"kubectl annotate namespace {seen.unconsenting[0]} {ACCEPTS}={pool}"
+    return Finding(
+        NOT_ACCEPTED,
+        f"namespaces in spec.injection.allowedNamespaces that do not take this pool: {names}. Nothing is written there until "
+        f"their owner types {command} (several pools: separated by commas)",
     )
 
 

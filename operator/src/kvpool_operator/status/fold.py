@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvpool_operator.api import StoreType
-from kvpool_operator.desired import connector_files, names, stores
+from kvpool_operator.desired import names, stores
 from kvpool_operator.status import checks, connector, consumers
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
 
 _CHAINS: Mapping[str, tuple[Check, ...]] = {
-    "ConfigRendered": (checks.spec_is_readable, checks.config_is_accepted, checks.config_was_written),
+    "ConfigRendered": (
+        checks.spec_is_readable,
+        checks.not_judged,
+        checks.config_is_accepted,
+        checks.config_was_written,
+        checks.children_are_as_wanted,
+        checks.api_server_answered,
+    ),
     "SizingValid": (checks.not_judged, checks.engine_memory_fits, connector.server_memory_fits),
     "BackendAvailable": (
         checks.not_judged,
@@ -20,17 +27,20 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.external_store_answers,
         checks.etcd_has_a_quorum,
         checks.managed_store_is_ready,
+        checks.api_server_answered,
     ),
     "EnginesReady": (
         checks.not_judged,
         checks.engines_were_written,
         connector.server_is_ready,
         checks.engine_pods_are_ready,
+        checks.api_server_answered,
     ),
     "InjectionReady": (
         checks.not_judged,
         consumers.grants_were_written,
         consumers.secret_can_be_shared,
+        consumers.namespaces_take_the_pool,
         consumers.pods_use_the_pool,
     ),
 }
@@ -120,7 +130,7 @@ def _ready(findings: Mapping[str, Finding], seen: Observed) -> Finding:
     for wanted in ("False", "Unknown"):
         for kind, finding in findings.items():
             if finding.status == wanted and kind not in _OF_OTHERS:
-                return Finding(finding.reason, f"{kind}: {finding.message}{note}", "False")
+                return Finding(finding.reason, f"{kind}: {finding.message}{note}", wanted)
     return Finding("Paused" if paused else "AllReady", f"the pool serves{note}", "True")
 
 
@@ -159,8 +169,8 @@ def _facts(seen: Observed) -> dict[str, Any]:
     if address:
         facts["endpoints"]["store"] = address
     facts |= consumers.facts(seen)
-    if seen.invalid_config is None:
-        facts["config"] = {"hash": connector_files.config_hash(pool)}
+    if seen.invalid_config is None and seen.config_hash:
+        facts["config"] = {"hash": seen.config_hash}
     return facts
 
 

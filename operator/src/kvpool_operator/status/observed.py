@@ -18,8 +18,12 @@ class StoreState(enum.Enum):
     AUTH_FAILED = "AuthFailed"
     NO_DATABASE = "NoDatabase"
     SECRET_MISSING = "SecretMissing"  # noqa: S105  (a state's name)
+    SECRET_NOT_OFFERED = "SecretNotOffered"  # noqa: S105
+    NOT_LOOKED_AT = "ApiServerFailing"
+    """The API server did not tell what is in a Secret."""
     UNKNOWN_MASTER = "UnknownMaster"
     NO_QUORUM = "EtcdQuorumLost"
+    ADDRESS_REFUSED = "AddressRefused"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class StoreProbe:
 
     state: StoreState
     detail: str
+
+
+WITHHELD = frozenset({StoreState.SECRET_MISSING, StoreState.SECRET_NOT_OFFERED, StoreState.NOT_LOOKED_AT})
+"""States in which a Secret that the pool names can't be used: nothing is written that would mount it, or that would lack a
+name that is in it. What is there stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,29 @@ class PodTrouble:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A child that could not be made as wanted."""
+    """A child that could not be made as wanted.
+
+    Attributes:
+        component: its label app.kubernetes.io/component.
+    """
 
     kind: str
     name: str
     message: str
     component: str
-    """Its app.kubernetes.io/component label."""
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A call that the API server did not carry out, although it might the next time.
+
+    Attributes:
+        what: what was to be done, such as ``reading the pool's objects``.
+        message: the API server's, or the network's.
+    """
+
+    what: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,12 @@ class Observed:
         workloads: Deployments and StatefulSets of the pool by name, as they are now.
         probe: of an external store or etcd; None for a managed one or none.
         troubles: of Pods, by workload name; looked for only where Pods are missing.
-        refusals: what apply could not do.
+        refusals: what the API server refused; the same request will be refused again.
+        unanswered: what it did not do for another reason: of that nothing is known.
+        held: why the children were left as they are; None where they were not.
+        config_hash: of the configuration that the children have; empty where there is none.
+        unconsenting: namespaces that the pool is to be shared with and that do not say so themselves.
+        fault: a fault of the operator itself ended the reconciliation.
         consumers: Pods of others that name the pool, in namespaces that may use it.
     """
 
@@ -94,4 +124,9 @@ class Observed:
     probe: StoreProbe | None = None
     troubles: Mapping[str, tuple[PodTrouble, ...]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    unanswered: tuple[Unanswered, ...] = ()
+    held: str | None = None
+    config_hash: str = ""
+    unconsenting: tuple[str, ...] = ()
+    fault: bool = False
     consumers: tuple[Consumer, ...] = ()

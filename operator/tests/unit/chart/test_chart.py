@@ -12,7 +12,7 @@ import yaml
 from helm_python import Chart, HelmError, lint
 
 from kvpool_operator.api import Settings
-from kvpool_operator.kube import CHILD_KINDS, EVENT, LLM_SERVICES, POD, POOL, RAY_CLUSTER, WEBHOOKS
+from kvpool_operator.kube import CHILD_KINDS, EVENT, LLM_SERVICES, NAMESPACE, POD, POOL, RAY_CLUSTER, WEBHOOKS
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -114,6 +114,7 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
     expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get"}
     expected[LLM_SERVICES[0].group, LLM_SERVICES[0].plural] = {"get"}
     expected[EVENT.group, EVENT.plural] = {"create"}
+    expected[NAMESPACE.group, NAMESPACE.plural] = {"get"}
     assert rules(chart) == expected
 
 

@@ -9,9 +9,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from kvpool_operator.api.settings import Probes
+from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.probe import Target, encode, probe, sentinel_primary
 from kvpool_operator.status.observed import StoreProbe, StoreState
 from testkit.patience import PATIENCE_S, promptly
+
+
+def anywhere() -> Dialer:
+    """A dialer that refuses no address: peers listen on loopback."""
+    return Dialer(Probes(refused_networks=(), refuse_api_server=False), ())
 
 
 @asynccontextmanager
@@ -45,13 +52,13 @@ async def peer(answer: bytes | None, *, close: bool = False) -> AsyncIterator[in
 async def test_a_peer_that_is_no_store(answer: bytes | None, close: bool, words: str) -> None:
     async with peer(answer, close=close) as port:
         with promptly(2):
-            found = await probe(Target("127.0.0.1", port), deadline=PATIENCE_S if answer or close else 0.2)
+            found = await probe(anywhere(), Target("127.0.0.1", port), deadline=PATIENCE_S if answer or close else 0.2)
     assert found.state is StoreState.UNREACHABLE
     assert words in found.detail
 
 
 async def test_nobody_listens() -> None:
-    found = await probe(Target("127.0.0.1", 9))
+    found = await probe(anywhere(), Target("127.0.0.1", 9))
     assert found.state is StoreState.UNREACHABLE
     assert "Connect" in found.detail
 
@@ -61,7 +68,7 @@ async def test_a_sentinel_that_names_no_port(port: str) -> None:
     """An answer, never an exception: the pool would be without a status for ever."""
     word = port.encode()
     async with peer(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(word), word)) as listens:
-        found = await sentinel_primary(Target("127.0.0.1", listens), "mymaster", deadline=PATIENCE_S)
+        found = await sentinel_primary(anywhere(), Target("127.0.0.1", listens), "mymaster", deadline=PATIENCE_S)
     assert isinstance(found, StoreProbe)
     assert found.state is StoreState.UNREACHABLE
 
@@ -69,12 +76,12 @@ async def test_a_sentinel_that_names_no_port(port: str) -> None:
 @pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
 async def test_a_port_that_is_none(port: int) -> None:
     """An older CRD let it in."""
-    assert (await probe(Target("127.0.0.1", port))).state is StoreState.UNREACHABLE
+    assert (await probe(anywhere(), Target("127.0.0.1", port))).state is StoreState.UNREACHABLE
 
 
 async def test_a_store_that_answers() -> None:
     async with peer(b"+PONG\r\n") as port:
-        assert (await probe(Target("127.0.0.1", port))).state is StoreState.AVAILABLE
+        assert (await probe(anywhere(), Target("127.0.0.1", port))).state is StoreState.AVAILABLE
 
 
 def test_words_cannot_smuggle_commands() -> None:
@@ -101,10 +108,10 @@ async def test_nothing_that_a_peer_says_is_repeated(answer: bytes) -> None:
     async with peer(answer) as port:
         target = Target("127.0.0.1", port, password="canary")
         for login in (target, dataclasses.replace(target, password=None)):
-            found = await probe(login, deadline=PATIENCE_S)
+            found = await probe(anywhere(), login, deadline=PATIENCE_S)
             assert found.state in (StoreState.AUTH_FAILED, StoreState.UNREACHABLE)
             assert "canary" not in found.detail
-            named = await sentinel_primary(login, "mymaster", deadline=PATIENCE_S)
+            named = await sentinel_primary(anywhere(), login, "mymaster", deadline=PATIENCE_S)
             assert isinstance(named, StoreProbe)
             assert "canary" not in named.detail
     assert "canary" not in found.detail

@@ -20,7 +20,8 @@ SPEC: dict[str, Any] = {"tiers": {"cpu": {"size": "1Gi"}}}
 
 @pytest.fixture
 def seen(make_pool: MakePool) -> Observed:
-    return Observed(generation=1, pool=make_pool(SPEC))
+    pool = make_pool(SPEC)
+    return Observed(generation=1, pool=pool, config_hash=connector_files.config_hash(pool))
 
 
 def consumer(pod: str, *, mark: str = "", skip: str = "") -> Consumer:
@@ -35,8 +36,7 @@ def status(seen: Observed, *consumers: Consumer) -> tuple[dict[str, Any], dict[s
 
 
 def mark(seen: Observed) -> str:
-    assert seen.pool is not None
-    return f"team/demo@{connector_files.config_hash(seen.pool)}"
+    return f"team/demo@{seen.config_hash}"
 
 
 def test_no_pods(seen: Observed) -> None:

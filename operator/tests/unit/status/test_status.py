@@ -40,6 +40,7 @@ def healthy(make_pool: MakePool) -> Observed:
     return Observed(
         generation=3,
         pool=make_pool(SPEC),
+        config_hash="h1",
         workloads={"demo-store": deployment(1, 1), "demo-engine": deployment(2, 2)},
     )
 
@@ -61,7 +62,7 @@ def test_a_healthy_pool(healthy: Observed) -> None:
         "store": "demo-store.team.svc.cluster.local:6379",
         "engines": [{"name": "engine", "url": "http://demo-engine.team.svc.cluster.local:8000"}],
     }
-    assert status["config"]["hash"]
+    assert status["config"] == {"hash": "h1"}
 
 
 def test_an_engine_limit_below_its_tiers_shows_the_sum_and_the_fix(make_pool: MakePool, healthy: Observed) -> None:

@@ -1,0 +1,156 @@
+"""Whoever may make a pool chooses addresses that the operator asks: it reaches none by which that person gains something."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kvpool_operator.api import parse_spec
+from kvpool_operator.api.settings import Probes
+from kvpool_operator.observe import dial as module
+from kvpool_operator.observe.dial import AddressRefusedError, Dialer
+from kvpool_operator.observe.external import Login, probe_external
+from kvpool_operator.status.observed import StoreProbe, StoreState
+from testkit.patience import PATIENCE_S
+
+ANYWHERE = Probes(refused_networks=(), refuse_api_server=False)
+
+
+@asynccontextmanager
+async def listener(*answers: bytes) -> AsyncIterator[tuple[int, bytearray]]:
+    """A server that gives one answer after the other, the last one for ever, and keeps what it was sent."""
+    heard = bytearray()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = list(answers)
+        try:
+            while data := await reader.read(4096):
+                heard.extend(data)
+                writer.write(left.pop(0) if len(left) > 1 else left[0])
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "localhost",
+        "0.0.0.0",  # noqa: S104
+        "0",
+        "2130706433",
+        "0x7f.1",
+        "169.254.169.254",
+        "::1",
+        "::",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "fe80::1",
+        "224.0.0.1",
+    ],
+)
+async def test_addresses_that_are_refused(host: str) -> None:
+    """However they are written. Nothing is sent."""
+    async with listener(b"+PONG\r\n") as (port, heard):
+        spec = parse_spec({"backend": {"type": "Redis", "external": {"host": host, "port": port}}})
+        found = await probe_external(Dialer(Probes(), ()), spec, Login(password="canary"), Login())
+    assert found.state is StoreState.ADDRESS_REFUSED
+    assert not heard
+
+
+async def test_the_api_server_is_refused_by_its_address() -> None:
+    probes = Probes(refused_networks=())
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(AddressRefusedError):
+            async with Dialer(probes, ["127.0.0.1"]).connection(host, 443, PATIENCE_S):
+                pass
+    elsewhere = Dialer(probes, ["192.0.2.1", "no-such-host.invalid"])
+    async with listener(b"+PONG\r\n") as (port, _), elsewhere.connection("127.0.0.1", port, PATIENCE_S):
+        pass
+
+
+async def test_networks_are_a_setting() -> None:
+    probes = Probes(refused_networks=(ipaddress.ip_network("192.0.2.0/24"),))
+    with pytest.raises(AddressRefusedError):
+        async with Dialer(probes, ()).connection("192.0.2.7", 6379, PATIENCE_S):
+            pass
+
+
+async def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that leads elsewhere when it is asked again gains nothing."""
+    asked: list[str] = []
+
+    async def addresses(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
+
+    async with listener(b"+PONG\r\n") as (port, _):
+        monkeypatch.setattr(module, "_addresses", addresses)
+        async with Dialer(ANYWHERE, ()).connection("store.example", port, PATIENCE_S) as (_, writer):
+            assert writer.get_extra_info("peername")[0] == "127.0.0.1"
+    assert asked == ["store.example"]
+
+
+async def test_few_at_a_time() -> None:
+    """The others wait for their turn, and their deadline begins with it."""
+    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=2), ())
+    running = most = 0
+
+    async def ask(port: int) -> None:
+        nonlocal running, most
+        async with dial.connection("127.0.0.1", port, PATIENCE_S):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.02)
+            running -= 1
+
+    async with listener(b"+PONG\r\n") as (port, _):
+        await asyncio.gather(*(ask(port) for _ in range(8)))
+    assert most == 2
+
+
+async def ask_group(primary_hosts: list[str], *answers: bytes) -> tuple[StoreProbe, bytearray]:
+    """Ask a sentinel that names a primary on loopback; what is said of it, and what the primary was sent."""
+    async with listener(*answers) as (primary, heard):
+        named = b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(primary)), primary)
+        async with listener(named) as (sentinel, _):
+            group = {
+                "masterName": "prime",
+                "endpoints": [{"host": "127.0.0.1", "port": sentinel}],
+                "primaryHosts": primary_hosts,
+            }
+            auth = {"secretRef": {"name": "s"}}
+            spec = parse_spec({"backend": {"type": "Redis", "external": {"sentinel": group, "auth": auth}}})
+            found = await probe_external(Dialer(ANYWHERE, ()), spec, Login("ann", "canary-password"), Login())
+            return found, heard
+
+
+@pytest.mark.parametrize("hosts", [[], ["redis.example"], ["10.0.0.0/8"], ["127.0.0.2"]])
+async def test_a_sentinel_does_not_get_the_password_sent_where_it_likes(hosts: list[str]) -> None:
+    found, heard = await ask_group(hosts, b"-NOAUTH Authentication required.\r\n")
+    assert b"canary" not in heard
+    assert b"ann" not in heard
+    assert found.state is StoreState.AVAILABLE
+    assert "asks for a password" in found.detail
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.0/8"], ["redis.example", "127.0.0.1"]])
+async def test_hosts_that_the_pool_names_are_sent_it(hosts: list[str]) -> None:
+    found, heard = await ask_group(hosts, b"-WRONGPASS no\r\n")
+    assert b"canary-password" in heard
+    assert found.state is StoreState.AUTH_FAILED
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400\r\n", b"-DENIED x\r\n"])
+async def test_a_primary_that_is_none(answer: bytes) -> None:
+    found, _ = await ask_group([], answer)
+    assert found.state is not StoreState.AVAILABLE

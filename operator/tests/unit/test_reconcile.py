@@ -1,0 +1,284 @@
+"""The status is written whatever the API server answers, and never says more than is true."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from kvpool_operator import reconcile as module
+from kvpool_operator.api import Settings
+from kvpool_operator.kube import NAMESPACE, POOL, SECRET, ApiError
+from kvpool_operator.observe.cache import Cache
+from kvpool_operator.reconcile import Reconciler
+from kvpool_operator.status.observed import StoreProbe, StoreState
+
+from .fake_api import ApiServer, answer_with, no_fault
+
+KEY = ("team", "demo")
+MANAGED: dict[str, Any] = {
+    "model": {"name": "m"},
+    "backend": {"type": "Redis"},
+    "tiers": {"cpu": {"size": "1Gi"}},
+    "engines": [{"replicas": 1}],
+    "injection": {"allowedNamespaces": ["web"]},
+}
+REFERENCE = {"name": "mine", "passwordKey": "password", "usernameKey": "user"}
+EXTERNAL: dict[str, Any] = {
+    **MANAGED,
+    "backend": {"type": "Redis", "external": {"host": "redis.example", "auth": {"secretRef": REFERENCE}}},
+    "injection": {},
+}
+SPECS = {"managed": MANAGED, "external": EXTERNAL}
+FAULTS = (0, 403, 404, 409, 422, 500)
+
+
+@pytest.fixture(autouse=True)
+def answering_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The external store answers. What a real one says: test_probe.py."""
+
+    async def available(*_: Any) -> StoreProbe:
+        return StoreProbe(StoreState.AVAILABLE, "redis.example:6379 answers")
+
+    monkeypatch.setattr("kvpool_operator.observe.gather.probe_external", available)
+
+
+class Operator:
+    """An API server with a pool, and a reconciler that has seen nothing yet."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.server = ApiServer()
+        self.now = 0.0
+        self.server.put(
+            NAMESPACE, {"metadata": {"name": "web", "annotations": {"kvpool.dev/accepts-pools": "x/y, team/demo"}}}
+        )
+        self.write_secret({"kvpool.dev/store-credentials": "true"})
+        self.write_pool(spec)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all that was seen."""
+        self.reconciler = Reconciler(
+            self.server.client, Cache(), Settings(), clock=lambda: self.now, consumers_of=lambda _: (), now=lambda: "t"
+        )
+
+    def write_pool(self, spec: dict[str, Any]) -> None:
+        self.server.put(POOL, {"metadata": {"namespace": "team", "name": "demo"}, "spec": spec})
+
+    def write_secret(self, labels: dict[str, str], **data: str) -> None:
+        values = {"password": "canary-password", "user": "ann", **data}
+        encoded = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+        self.server.put(SECRET, {"metadata": {"namespace": "team", "name": "mine", "labels": labels}, "data": encoded})
+
+    def reconcile(self) -> str:
+        """Do it once, long after the last time. Return what the API server did not do; empty: it did all."""
+        self.now += 1000.0
+        try:
+            asyncio.run(self.reconciler.reconcile(KEY))
+        except ApiError as error:
+            return error.message
+        return ""
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.server.get(POOL, *KEY).get("status", {})
+        return found
+
+    def condition(self, kind: str = "Ready") -> tuple[str, str, str]:
+        """Its status, reason and message."""
+        for condition in self.status.get("conditions", ()):
+            if condition["type"] == kind:
+                return condition["status"], condition["reason"], condition["message"]
+        return "", "", ""
+
+
+def failing_at(number: int, status: int) -> Any:
+    def fault(call: int, _: httpx.Request) -> httpx.Response | None:
+        return answer_with(status) if call == number else None
+
+    return fault
+
+
+def undisturbed(spec: dict[str, Any], before: dict[str, Any] | None) -> Operator:
+    operator = Operator(before or spec)
+    operator.reconcile()
+    if before is not None:
+        operator.server.calls.clear()
+        operator.write_pool(spec)
+        operator.reconcile()
+    return operator
+
+
+def changed(spec: dict[str, Any]) -> dict[str, Any]:
+    """Other children of every kind that a running pool can change."""
+    return {**spec, "tiers": {"cpu": {"size": "2Gi"}}, "engines": [{"replicas": 2}, {"name": "more"}]}
+
+
+@pytest.mark.parametrize("start", ["first", "change"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_any_error_at_any_call_leaves_a_true_status(spec: dict[str, Any], start: str) -> None:
+    """Ready is True only if all is there as it would be without the error. And the next reconciliation mends all."""
+    before = None if start == "first" else spec
+    spec = spec if start == "first" else changed(spec)
+    model = undisturbed(spec, before)
+    assert model.condition()[:2] == ("True", "AllReady")
+    wanted, calls = model.server.children(), list(model.server.calls)
+    assert len(calls) > 12
+    for number, (method, path) in enumerate(calls):
+        for status in FAULTS:
+            operator = Operator(before or spec)
+            if before is not None:
+                operator.reconcile()
+                operator.server.calls.clear()
+                operator.write_pool(spec)
+            operator.server.fault = failing_at(number, status)
+            said = operator.reconcile()
+            case = f"{method} {path} answered {status}: {said or 'no error'}: {operator.condition()}"
+            truth, reason, message = operator.condition()
+            if truth == "True" and operator.status["observedGeneration"] == generation(operator):
+                assert lacks(operator, wanted) == set(), case
+            elif truth == "Unknown":
+                assert "canary" in message or "nobody listens" in message, case
+                assert reason == "ApiServerFailing", case
+            elif not truth:
+                assert path.endswith(("/kvcachepools/demo", "/status")), case
+            operator.server.fault = no_fault
+            operator.reconcile()
+            assert operator.condition()[:2] == ("True", "AllReady"), case
+            assert sorted(operator.server.children()) == sorted(wanted), case
+
+
+def lacks(operator: Operator, wanted: dict[str, str]) -> set[str]:
+    """Children that are missing without being told: those in another namespace have a condition of their own."""
+    missing = set(wanted) - set(operator.server.children())
+    if operator.condition("InjectionReady")[0] == "False":
+        missing = {path for path in missing if "/namespaces/web/" not in path}
+    return missing
+
+
+def generation(operator: Operator) -> int:
+    found: int = operator.server.get(POOL, *KEY)["metadata"]["generation"]
+    return found
+
+
+def test_a_store_that_cannot_be_made_is_not_ready() -> None:
+    """Another webhook answers 500 for one kind, for ever: the other children are written."""
+    operator = Operator(MANAGED)
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path.endswith("deployments/demo-store") and request.method == "PATCH" else None
+    )
+    assert "writing Deployment demo-store: canary 500" in operator.reconcile()
+    assert operator.condition()[0] == "False"
+    assert "/apis/apps/v1/namespaces/team/deployments/demo-engine" in operator.server.children()
+
+
+def test_a_secret_that_a_quota_refuses_is_in_the_status() -> None:
+    operator = Operator(MANAGED)
+    operator.server.fault = lambda _, request: (
+        answer_with(403) if request.method == "POST" and "secrets" in request.url.path else None
+    )
+    assert operator.reconcile() == ""
+    truth, reason, message = operator.condition()
+    assert (truth, reason) == ("False", "ApplyRefused")
+    assert "Secret demo-store-auth: canary 403" in message
+
+
+def test_a_fault_of_the_operator_is_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised for the log all the same."""
+
+    def broken(_: Any) -> list[Any]:
+        raise TypeError("unhashable type: 'dict'")
+
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    monkeypatch.setattr(module, "desired", broken)
+    with pytest.raises(TypeError):
+        operator.reconcile()
+    assert operator.condition()[:2] == ("Unknown", "OperatorFault")
+
+
+@pytest.fixture
+def running() -> Iterator[Operator]:
+    """A pool with an external store and its Secret, all of it ready; nothing of it changes in the test."""
+    operator = Operator(EXTERNAL)
+    operator.reconcile()
+    assert operator.condition()[:2] == ("True", "AllReady")
+    before = operator.server.children()
+    config = operator.status["config"]
+    yield operator
+    assert operator.server.children() == before
+    assert operator.status["config"] == config
+
+
+@pytest.mark.parametrize("fault", ["deleted", "emptied", "label removed", "not answered", "forbidden"])
+def test_a_secret_that_goes_changes_nothing_but_the_status(running: Operator, fault: str) -> None:
+    """The user's name in it is part of the configuration: without it all engines would be rolled."""
+    path = SECRET.object_path("team", "mine")
+    if fault == "deleted":
+        del running.server.objects[path]
+    elif fault == "emptied":
+        running.server.objects[path]["data"] = {}
+    elif fault == "label removed":
+        running.server.objects[path]["metadata"]["labels"] = {}
+    else:
+        status = 500 if fault == "not answered" else 403
+        running.server.fault = lambda _, request: answer_with(status) if request.url.path == path else None
+    running.reconcile()
+    truth, reason, message = running.condition()
+    expected = {
+        "deleted": ("False", "SecretMissing"),
+        "emptied": ("False", "SecretMissing"),
+        "label removed": ("False", "SecretNotOffered"),
+    }
+    assert (truth, reason) == expected.get(fault, ("Unknown", "ApiServerFailing"))
+    assert "canary-password" not in message
+
+
+def test_a_secret_without_consent_is_mounted_by_nothing() -> None:
+    """Neither the operator nor an engine sends it to an address that the pool's author chose."""
+    operator = Operator(EXTERNAL)
+    operator.write_secret({})
+    operator.reconcile()
+    assert operator.condition()[:2] == ("False", "SecretNotOffered")
+    assert "kubectl label secret" in operator.condition()[2]
+    assert not [path for path in operator.server.children() if "deployments" in path]
+    operator.write_secret({"kvpool.dev/store-credentials": "true"})
+    operator.reconcile()
+    assert operator.condition()[:2] == ("True", "AllReady")
+
+
+@pytest.mark.parametrize("annotation", [None, "", "team/other", "other/demo", "demo", "team/demo2"])
+def test_nothing_is_written_into_a_namespace_that_does_not_take_the_pool(annotation: str | None) -> None:
+    operator = Operator(MANAGED)
+    annotations = {} if annotation is None else {"kvpool.dev/accepts-pools": annotation}
+    operator.server.put(NAMESPACE, {"metadata": {"name": "web", "annotations": annotations}})
+    operator.reconcile()
+    assert not [path for path in operator.server.children() if "/namespaces/web/" in path]
+    truth, reason, message = operator.condition("InjectionReady")
+    assert (truth, reason) == ("False", "NamespaceDoesNotAccept")
+    assert "kubectl annotate namespace web kvpool.dev/accepts-pools=team/demo" in message
+
+
+def test_a_namespace_that_no_longer_takes_the_pool_loses_its_copies() -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    assert [path for path in operator.server.children() if "/namespaces/web/" in path]
+    operator.server.put(NAMESPACE, {"metadata": {"name": "web"}})
+    operator.reconcile()
+    assert not [path for path in operator.server.children() if "/namespaces/web/" in path]
+
+
+def test_copies_stay_while_nobody_says_what_a_namespace_takes() -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    before = operator.server.children()
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path == "/api/v1/namespaces/web" else None
+    )
+    operator.reconcile()
+    assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
+    assert operator.server.children() == before
