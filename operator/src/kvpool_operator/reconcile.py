@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from kvpool_connector.config import ConfigError
 from kvpool_operator.api import InvalidSpec, KVCachePoolSpec, Settings, parse_spec
+from kvpool_operator.api.pod_template import check_templates
 from kvpool_operator.apply.children import Children
 from kvpool_operator.apply.events import record
 from kvpool_operator.apply.secrets import SecretRefused, SecretValues
@@ -157,6 +158,7 @@ class Reconciler:
         """Observe, plan, apply and look."""
         try:
             spec = parse_spec(body.get("spec", {}))
+            check_templates(spec, self._settings)
         except InvalidSpec as error:
             return Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
         seen = await self._observe(key, body, spec)

@@ -120,17 +120,22 @@ def test_an_engine_with_less_memory_than_its_tiers_shows_the_sum(kubectl: Kubect
     assert "raise spec.engines[0].resources.limits.memory to at least 7Gi" in found["message"]
 
 
-def test_a_pod_template_with_a_field_that_pods_do_not_have(kubectl: Kubectl, operator: Operator) -> None:
-    kubectl.apply_pool(
-        "pool",
-        {
-            "model": {"name": "m"},
-            "tiers": {"cpu": {"size": "1Gi"}},
-            "engines": [{"podTemplate": {"spec": {"nodeSelektor": {"a": "b"}}}}],
-        },
-    )
-    found = kubectl.await_condition("pool", "EnginesReady", reason="ApplyRefused")
-    assert "nodeSelektor" in found["message"]
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ({"nodeSelektor": {"a": "b"}}, "podTemplate.spec.nodeSelektor is not taken"),
+        ({"hostNetwork": True}, "podTemplate.spec.hostNetwork is not taken"),
+        ({"containers": [{"name": {"a": 1}}]}, "podTemplate.spec.containers[0].name: must be a text or a number"),
+    ],
+)
+def test_a_pod_template_that_is_not_taken(
+    kubectl: Kubectl, operator: Operator, template: dict[str, object], says: str
+) -> None:
+    """It is in the status, with the field and the fix, and nothing is written until it is mended."""
+    spec: dict[str, object] = {"model": {"name": "m"}, "tiers": {"cpu": {"size": "1Gi"}}}
+    kubectl.apply_pool("pool", {**spec, "engines": [{"podTemplate": {"spec": template}}]})
+    found = kubectl.await_condition("pool", "Ready", reason="InvalidSpec")
+    assert says in found["message"]
     assert "Traceback" not in operator.log
     patch = '{"spec":{"engines":[{"name":"engine"}]}}'
     kubectl("patch", "kvp", "pool", "--type=merge", "-p", patch)

@@ -5,6 +5,7 @@ Unlike the resource, an unknown key is an error: the file is written by the char
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from typing import Any
 
@@ -69,6 +70,13 @@ class Webhook(_Section):
     """How often the certificates and the caBundle are looked at."""
 
 
+class PodTemplates(enum.StrEnum):
+    """What pools may set in the Pods of their engines."""
+
+    RESTRICTED = "Restricted"
+    FULL = "Full"
+
+
 class Probes(_Section):
     """Which addresses the operator asks whether they are a store. Whoever may make a pool chooses them, and the operator may
     reach what that person may not."""
@@ -100,6 +108,8 @@ class Settings(_Section):
     engine_defaults: EngineDefaults = EngineDefaults()
     webhook: Webhook = Webhook()
     probes: Probes = Probes()
+    pod_templates: PodTemplates = PodTemplates.RESTRICTED
+    """Full: whatever a Pod may have. Whoever may make pools may then run any Pod in their namespaces, as the operator."""
     cluster_domain: str = "cluster.local"
     namespace: str = "kvpool-system"
     """The operator's own: NetworkPolicies let it reach the administration of stores."""

@@ -29,7 +29,7 @@ Check = Callable[[Observed], Finding | None]
 def spec_is_readable(seen: Observed) -> Finding | None:
     if seen.invalid is None:
         return None
-    return Finding("InvalidSpec", f"the installed CRD let this in, but it can't be used: {seen.invalid}")
+    return Finding("InvalidSpec", f"the API server let this in, but it can't be used: {seen.invalid}")
 
 
 def not_judged(seen: Observed) -> Finding | None:

@@ -224,6 +224,8 @@ OTHER: dict[str, Any] = {
     "settings.engineDefaults.podTemplate": {"spec": {"x": "y"}},
     "settings.storeDefaults.podTemplate": {"spec": {"x": "y"}},
     "settings.logLevel": "DEBUG",
+    "settings.podTemplates": "Full",
+    "settings.probes.refusedNetworks": ["10.0.0.0/8"],
 }
 
 
