@@ -28,6 +28,7 @@ from testkit.patience import PATIENCE_S
 from .pods import anywhere
 
 PASSWORD = "the-password"
+FORMER = "the-one-before"
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
@@ -58,7 +59,7 @@ def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     text = re.sub(r"^port .*$", f"port {number}", text, flags=re.MULTILINE)
     text = re.sub(r"^bind .*$", "bind 127.0.0.1", text, flags=re.MULTILINE)
     (work / "redis.conf").write_text(text)
-    (work / "users.acl").write_text(redis.acl(PASSWORD))
+    (work / "users.acl").write_text(redis.acl(PASSWORD, former=redis.password_digest(FORMER)))
     with (work / "log").open("wb") as log:
         server = subprocess.Popen([program, str(work / "redis.conf")], stdout=log, stderr=log, env=ENVIRONMENT)
     try:
@@ -146,8 +147,10 @@ def test_the_pods_probe_tells_by_its_exit_status(port: int, password: str, statu
     assert done.returncode == status, done
 
 
-async def test_the_probe_gets_in_with_the_right_password(port: int) -> None:
-    found = await probe(anywhere(), Target("127.0.0.1", port, username=redis.USERNAME, password=PASSWORD))
+@pytest.mark.parametrize("password", [PASSWORD, FORMER])
+async def test_the_probe_gets_in_with_the_right_password(port: int, password: str) -> None:
+    """That is the present one and the one before."""
+    found = await probe(anywhere(), Target("127.0.0.1", port, username=redis.USERNAME, password=password))
     assert found.state is StoreState.AVAILABLE
 
 

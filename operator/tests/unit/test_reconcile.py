@@ -12,6 +12,7 @@ import pytest
 
 from kvpool_operator import reconcile as module
 from kvpool_operator.api import Settings
+from kvpool_operator.desired.stores import redis, sentinel
 from kvpool_operator.kube import NAMESPACE, POOL, SECRET, ApiError
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.reconcile import Reconciler
@@ -282,3 +283,47 @@ def test_copies_stay_while_nobody_says_what_a_namespace_takes() -> None:
     operator.reconcile()
     assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
     assert operator.server.children() == before
+
+
+def data_of(operator: Operator, name: str) -> dict[str, str]:
+    data = operator.server.get(SECRET, "team", name)["data"]
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def edit_password(operator: Operator, password: str) -> None:
+    """As a person does, or a tool that keeps a Secret in step with a vault."""
+    secret = operator.server.get(SECRET, "team", "demo-store-auth")
+    secret["data"]["password"] = base64.b64encode(password.encode()).decode()
+    operator.server.put(SECRET, secret)
+    operator.restart()
+
+
+@pytest.mark.parametrize("mode", ["Single", "Sentinel"])
+def test_a_password_that_is_changed_in_place_is_followed_by_the_store_alone(mode: str) -> None:
+    """The new one and the former one are valid, since Pods see a changed Secret at different times."""
+    operator = Operator({**MANAGED, "backend": {"type": "Redis", **({} if mode == "Single" else {"mode": mode})}})
+    operator.reconcile()
+    first = data_of(operator, "demo-store-auth")["password"]
+    files = [("demo-store-auth", redis.ACL_KEY)]
+    if mode == "Sentinel":
+        files.append(("demo-group-auth", sentinel.ACL_KEY))
+    valid = [first]
+    for password in ("second", "third\n"):
+        before = operator.server.children()
+        edit_password(operator, password)
+        operator.reconcile()
+        valid = [password.strip(), valid[0]]
+        digests = [f"#{redis.password_digest(word)}" for word in valid]
+        for name, key in files:
+            (line,) = [line for line in data_of(operator, name)[key].splitlines() if line.startswith("user kvpool ")]
+            assert [word for word in line.split() if word.startswith("#")] == digests
+        after = operator.server.children()
+        changed = {path.rpartition("/")[2] for path in after if after[path] != before[path] and "secrets" not in path}
+        assert changed == ({"demo-store"} if mode == "Single" else {"demo-store", "demo-sentinel"})
+        assert data_of(operator, "demo-store-auth")["password"] == valid[0]
+        settled = operator.server.children()
+        operator.restart()
+        operator.reconcile()
+        assert operator.server.children() == settled
+    copy = operator.server.get(SECRET, "web", "team.demo-store-auth")["data"]["password"]
+    assert base64.b64decode(copy) == b"third"

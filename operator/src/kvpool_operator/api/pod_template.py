@@ -71,7 +71,7 @@ def _templates(spec: KVCachePoolSpec) -> Iterator[tuple[str, str, Mapping[str, A
             yield f"spec.engines[{place}].podTemplate", "engine", engine.pod_template
     server = spec.connector.server
     if server is not None and server.pod_template:
-        yield "spec.connector.server.podTemplate", "server", server.pod_template
+        yield "spec.connector.server.podTemplate", "lmcache", server.pod_template
 
 
 def _faults(path: str, container: str, template: Mapping[str, Any], settings: Settings) -> Iterator[str]:

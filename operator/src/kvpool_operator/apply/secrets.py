@@ -1,7 +1,9 @@
 """Random values of a pool: made once, and only if the cluster has none.
 
-Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. To get a new
-one, delete the Secret: the store and all engines then roll, because the Secret's uid is part of their configuration hash.
+Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. There are two ways
+to another one. Delete the Secret: the store and all engines then roll, because the Secret's uid is part of their configuration
+hash. Or change ``password`` in it, as tools that keep Secrets in step with a vault do: the store alone rolls and takes the new
+and the former password, and engines read the new one from their mounted file when they connect.
 """
 
 from __future__ import annotations
@@ -69,6 +71,9 @@ class SecretValues:
             password, password_uid = await self._value(
                 pool, names.store_auth(pool), redis.PASSWORD_KEY, new_password, redis.build_auth_secret, create=create
             )
+            secret = await self._find(pool.namespace, names.store_auth(pool))
+            users = decoded(secret or {}, redis.ACL_KEY)
+            pool = _with(pool, former_digest=redis.former_digest(users, password))
         hash_seed, seed_uid = await self._value(
             pool, names.hash_seed(pool), seed.KEY, new_hash_seed, seed.build_secret, create=create
         )
@@ -102,7 +107,7 @@ class SecretValues:
             manifest = build(_with(pool, store_password=value, hash_seed=value, group_password=value))
             assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
             secret = await self._create(manifest)
-        return decoded(secret, key), str(secret["metadata"]["uid"])
+        return decoded(secret, key).strip(), str(secret["metadata"]["uid"])
 
     async def _find(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         """From the watch cache, else from the API server: a cache that is behind must not look like a missing Secret."""

@@ -21,6 +21,9 @@ class Material:
     hash_seed: str
     store_secret_uid: str = ""
     """Changes when the Secret was deleted and made anew, which rolls the Pods that hold the old password."""
+    former_digest: str = ""
+    """Of the store's password before somebody changed it in its Secret; empty: it is the first one. Both are valid until it is
+    changed once more, since Pods see a changed Secret at different times."""
     seed_secret_uid: str = ""
     group_password: str = ""
     """Among servers of a fail-over group and their sentinels; engines don't have it."""

@@ -48,18 +48,39 @@ def password_digest(password: str) -> str:
     return hashlib.sha256(password.encode()).hexdigest()
 
 
-def acl(password: str, group_password: str = "") -> str:
+def passwords(password: str, former_digest: str) -> str:
+    """Return the part of an ACL line that says by which passwords the engines' user is let in."""
+    digests = filter(None, (password_digest(password), former_digest))
+    return " ".join(f"#{digest_}" for digest_ in digests)
+
+
+def former_digest(users: str, password: str) -> str:
+    """Return the digest of the password that an ACL file was made for, if it is another one; else that of the one before, which
+    the file has as well; empty: there is none."""
+    line = next((line for line in users.splitlines() if line.startswith(f"user {USERNAME} ")), "")
+    digests = [word.removeprefix("#") for word in line.split() if word.startswith("#")]
+    return next((known for known in digests if known != password_digest(password)), "")
+
+
+def acl(password: str, group_password: str = "", former: str = "") -> str:
     """The server's users: ``default`` is shut, ``kvpool`` may use data but not administer the server.
 
     The file has digests of passwords only.
 
     Args:
         group_password: of the user of a fail-over group; empty: a lone server has none.
+        former: digest of a password that is valid as well; empty: there is none.
     """
-    users = f"user default off\nuser {USERNAME} on #{password_digest(password)} ~* &* +@all -@admin -@dangerous +info +role\n"
+    users = f"user default off\nuser {USERNAME} on {passwords(password, former)} ~* &* +@all -@admin -@dangerous +info +role\n"
     if group_password:
         users += f"user {GROUP_USERNAME} on #{password_digest(group_password)} &* {_GROUP_COMMANDS}\n"
     return users
+
+
+def secret_versions(pool: Pool) -> dict[str, str]:
+    """Return what changes with the users that a server reads at its start: a new Secret, or another password in it."""
+    former = {"former": pool.material.former_digest} if pool.material.former_digest else {}
+    return {"secret": pool.material.store_secret_uid, **former}
 
 
 def build_auth_secret(pool: Pool) -> Manifest | None:
@@ -68,7 +89,7 @@ def build_auth_secret(pool: Pool) -> Manifest | None:
     group_password = pool.material.group_password if pool.spec.uses_sentinels else ""
     content = {
         PASSWORD_KEY: pool.material.store_password,
-        ACL_KEY: acl(pool.material.store_password, group_password),
+        ACL_KEY: acl(pool.material.store_password, group_password, pool.material.former_digest),
     }
     return secret(pool, names.store_auth(pool), content)
 
@@ -112,7 +133,7 @@ def build_deployment(pool: Pool) -> Manifest | None:
     backend = _lone(pool)
     if backend is None:
         return None
-    rolled_by = digest({"config": config_file(backend), "secret": pool.material.store_secret_uid})
+    rolled_by = digest({"config": config_file(backend), **secret_versions(pool)})
     spec = pod_basics() | {
         "terminationGracePeriodSeconds": 5,  # nothing is saved
         "containers": [container(pool, backend, [programs(backend)[0], f"{CONFIG_DIRECTORY}/redis.conf"])],

@@ -24,14 +24,18 @@ ACL_KEY = "sentinels.acl"
 _GROUP_VARIABLE = "KVPOOL_GROUP_PASSWORD"
 
 
-def acl(password: str, group_password: str) -> str:
-    """The sentinels' users: engines may ask, the group may do anything, ``default`` is shut."""
+def acl(password: str, group_password: str, former: str = "") -> str:
+    """The sentinels' users: engines may ask, the group may do anything, ``default`` is shut.
+
+    Args:
+        former: as for the servers' users.
+    """
     asking = "+@connection -@admin -@dangerous +ping +role +info +subscribe +psubscribe"
     for question in ("get-master-addr-by-name", "master", "masters", "replicas", "sentinels", "ckquorum"):
         asking += f" +sentinel|{question}"
     return (
         "user default off\n"
-        f"user {redis.USERNAME} on #{redis.password_digest(password)} &* {asking}\n"
+        f"user {redis.USERNAME} on {redis.passwords(password, former)} &* {asking}\n"
         f"user {redis.GROUP_USERNAME} on #{redis.password_digest(group_password)} ~* &* +@all\n"
     )
 
@@ -43,7 +47,7 @@ def build_group_secret(pool: Pool) -> Manifest | None:
     material = pool.material
     content = {
         redis.PASSWORD_KEY: material.group_password,
-        ACL_KEY: acl(material.store_password, material.group_password),
+        ACL_KEY: acl(material.store_password, material.group_password, material.former_digest),
     }
     return redis.secret(pool, names.group_auth(pool), content)
 
@@ -115,9 +119,8 @@ def build(pool: Pool) -> list[Manifest]:
 
 def _rolled_by(pool: Pool, backend: Backend) -> str:
     material = pool.material
-    return digest(
-        {"config": files(pool, backend), "secret": material.store_secret_uid, "group": material.group_secret_uid}
-    )
+    versions = redis.secret_versions(pool)
+    return digest({"config": files(pool, backend), **versions, "group": material.group_secret_uid})
 
 
 def _environment(pool: Pool) -> list[Manifest]:
