@@ -7,6 +7,8 @@ name only.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from kvpool_operator.api import Engine
 from kvpool_operator.desired import connector_config, connector_files, connectors, disk, names, seed, sizing
@@ -62,7 +64,6 @@ def build_stateful_set(pool: Pool, engine: Engine) -> Manifest:
 
 def _workload(pool: Pool, engine: Engine, workload_kind: str, further: Manifest) -> Manifest:
     labels = names.labels(pool, COMPONENT, engine.name)
-    selector = names.selector(pool, COMPONENT, engine.name)
     template = {
         "metadata": {
             "labels": labels,
@@ -74,13 +75,44 @@ def _workload(pool: Pool, engine: Engine, workload_kind: str, further: Manifest)
         "spec": {
             "replicas": engine.replicas,
             "revisionHistoryLimit": 3,
-            "selector": {"matchLabels": selector},
-            "template": merge_templates(
-                template, pool.settings.engine_defaults.pod_template, engine.pod_template, selector=selector
-            ),
+            "selector": {"matchLabels": names.selector(pool, COMPONENT, engine.name)},
+            "template": _patched(pool, engine, template),
             **further,
         }
     }
+
+
+def _patched(pool: Pool, engine: Engine, template: Manifest) -> Manifest:
+    """Return the Pod template with the chart's defaults and then the pool's own template on top."""
+    return merge_templates(
+        template,
+        pool.settings.engine_defaults.pod_template,
+        engine.pod_template,
+        selector=names.selector(pool, COMPONENT, engine.name),
+    )
+
+
+def built_resources(pool: Pool, engine: Engine) -> Manifest:
+    """Return the resources of the engine's container as its Pods get them, with all Pod templates
+    merged in.
+
+    It needs no configuration of the connector, so it also works where there is none. Where a Pod
+    template removes the container or its resources, they are empty.
+    """
+    container = {"name": names.ENGINE_CONTAINER, "resources": _resources(pool, engine)}
+    return resources_in(_patched(pool, engine, {"spec": {"containers": [container]}}))
+
+
+def resources_in(template: Mapping[str, Any] | None) -> Manifest:
+    """Return the resources of the engine's container in a Pod template, which a user may have
+    written: empty where it says nothing of them."""
+    spec = (template or {}).get("spec")
+    containers = spec.get("containers") if isinstance(spec, Mapping) else None
+    for container in containers if isinstance(containers, list | tuple) else ():
+        if isinstance(container, Mapping) and container.get("name") == names.ENGINE_CONTAINER:
+            resources = container.get("resources")
+            return dict(resources) if isinstance(resources, Mapping) else {}
+    return {}
 
 
 def _strategy(engine: Engine) -> Manifest:

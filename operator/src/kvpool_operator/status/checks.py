@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvpool_connector.config import format_bytes
 from kvpool_operator.api import Engine
@@ -187,15 +188,31 @@ def engine_memory_fits(seen: Observed) -> Finding | None:
 
 def _tight_engines(pool: Pool) -> Iterator[str]:
     for place, engine in enumerate(pool.spec.engines):
-        limit = sizing.memory_limit(engine.resources.limits if engine.resources else None)
+        limit = _memory_limit(engines.built_resources(pool, engine))
         sum_ = sizing.needed(pool, engine)
         if limit is not None and limit < sum_.total:
             or_less = ", or lower spec.tiers.cpu.size" if sum_.tier else ""
             yield (
                 f"engine {engine.name!r} may use {format_bytes(limit)} but needs {sum_}, and weights on top if they are "
-                f"in memory: raise spec.engines[{place}].resources.limits.memory to at least "
+                f"in memory: raise {_limit_field(pool, engine, place)} to at least "
                 f"{sizing.quantity(sum_.total)}{or_less}"
             )
+
+
+def _limit_field(pool: Pool, engine: Engine, place: int) -> str:
+    """Return where the limit that counts is written: the last of the places that set one."""
+    inside = f"podTemplate.spec.containers[name={names.ENGINE_CONTAINER}].resources.limits.memory"
+    if _memory_limit(engines.resources_in(engine.pod_template)) is not None:
+        return f"spec.engines[{place}].{inside}"
+    if _memory_limit(engines.resources_in(pool.settings.engine_defaults.pod_template)) is not None:
+        return f"the chart's engineDefaults.{inside}, or set spec.engines[{place}].{inside},"
+    return f"spec.engines[{place}].resources.limits.memory"
+
+
+def _memory_limit(resources: Mapping[str, Any]) -> int | None:
+    """Return the memory limit in bytes, or None if there is none that is a size."""
+    limits = resources.get("limits")
+    return sizing.memory_limit(limits if isinstance(limits, Mapping) else None)
 
 
 def engine_pods_are_ready(seen: Observed) -> Finding | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvpool_operator.desired import desired
+from kvpool_operator.desired import desired, engines
 from kvpool_operator.status.fold import build_status, same
 from kvpool_operator.status.observed import Observed, PodTrouble, Refusal, StoreProbe, StoreState
 
@@ -104,6 +104,40 @@ def test_lmcaches_server_has_room_for_the_tier(
 def test_a_limit_that_is_just_enough_passes(make_pool: MakePool, healthy: Observed) -> None:
     pool = make_pool({**SPEC, "engines": [{"replicas": 2, "resources": {"limits": {"memory": "7Gi"}}}]})
     assert conditions(dataclasses.replace(healthy, pool=pool))["SizingValid"]["status"] == "True"
+
+
+def template(**limits: str | None) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "engine", "resources": {"limits": limits}}]}}
+
+
+@pytest.mark.parametrize(
+    ("own", "chart", "reason", "place"),
+    [
+        (template(memory="4Gi"), {}, "EngineMemoryTooSmall", "raise spec.engines[0].podTemplate.spec.containers[name="),
+        ({}, template(memory="4Gi"), "EngineMemoryTooSmall", "raise the chart's engineDefaults.podTemplate.spec."),
+        (template(memory="8Gi"), template(memory="4Gi"), "Fits", ""),
+        (template(memory=None), template(memory="4Gi"), "Fits", ""),
+        ({"spec": {"containers": [{"name": "engine", "resources": 3}]}}, {}, "Fits", ""),
+        ({"spec": {"containers": None}}, {}, "Fits", ""),
+    ],
+    ids=["pool", "chart", "the pool's counts", "taken away", "not resources", "no containers"],
+)
+def test_a_limit_in_a_pod_template_is_what_counts(
+    make_pool: MakePool, healthy: Observed, own: dict[str, Any], chart: dict[str, Any], reason: str, place: str
+) -> None:
+    engine = {"replicas": 2, "resources": {"limits": {"memory": "16Gi"}}, "podTemplate": own}
+    pool = make_pool({**SPEC, "engines": [engine]}, settings={"engineDefaults": {"podTemplate": chart}})
+    found = conditions(dataclasses.replace(healthy, pool=pool))["SizingValid"]
+    assert found["reason"] == reason
+    assert place in found["message"]
+    built = engines.build_deployment(pool, pool.spec.engines[0])["spec"]["template"]
+    assert engines.built_resources(pool, pool.spec.engines[0]) == engines.resources_in(built)
+
+
+def test_a_limit_in_a_pod_template_wins_over_one_that_is_too_small(make_pool: MakePool, healthy: Observed) -> None:
+    engine = {"resources": {"limits": {"memory": "4Gi"}}, "podTemplate": template(memory="8Gi")}
+    pool = make_pool({**SPEC, "engines": [engine]})
+    assert conditions(dataclasses.replace(healthy, pool=pool))["SizingValid"]["reason"] == "Fits"
 
 
 @pytest.mark.parametrize(
