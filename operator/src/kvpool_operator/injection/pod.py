@@ -148,10 +148,10 @@ def _with_arguments(container: Mapping[str, Any], where: Launch, facts: Facts) -
 
 def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
     """The script's words are read twice by shells, so ours have no quote, no brace and no space."""
-    variable = next((one for one in container.get("env") or () if one["name"] == SHELL_VARIABLE), {"value": ""})
-    if "valueFrom" in variable:
+    variable = next((one for one in container.get("env") or () if one["name"] == SHELL_VARIABLE), None)
+    if variable is not None and "valueFrom" in variable:
         raise Skip(Why.SHELL, f"{SHELL_VARIABLE} comes from another object: set its value in the container")
-    value = str(variable.get("value") or "")
+    value = str((variable or {}).get("value") or "")
     line = [*_words(launch.script(container) or ""), *_words(value), *launch.positional(container)]
     _refuse_line(line, facts)
     existing = flags.find(line, flags.TRANSFER)
@@ -164,8 +164,28 @@ def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
         added += [flags.HASH_ALGORITHM, connectors.HASH_ALGORITHM]
     if not added:
         return dict(container)
+    if variable is None and (source := _possible_source(container)) is not None:
+        raise Skip(
+            Why.SHELL,
+            f"{SHELL_VARIABLE} may come from {source} in envFrom, and ours would take its place: write the variable "
+            "with its value into the container's env, or start vLLM by command and args without a shell",
+        )
     entry = {"name": SHELL_VARIABLE, "value": " ".join([*([value] if value else []), *added])}
     return {**container, "env": merge_list(container.get("env") or [], [entry], "name")}
+
+
+def _possible_source(container: Mapping[str, Any]) -> str | None:
+    """Return the first object of ``envFrom`` that can hold ``SHELL_VARIABLE``, or None if none can.
+
+    What is in it cannot be seen here, and a variable in ``env`` takes the place of one from there.
+    """
+    for source in container.get("envFrom") or ():
+        if not SHELL_VARIABLE.startswith(source.get("prefix") or ""):
+            continue
+        for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+            if reference in source:
+                return f"{kind} {source[reference].get('name', '')}"
+    return None
 
 
 def _words(text: str) -> list[str]:

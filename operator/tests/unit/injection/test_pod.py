@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,22 @@ def test_a_shell_scripts_own_additional_arguments_stay() -> None:
     body = copy.deepcopy(KINDS["shell"])
     body["spec"]["containers"][0]["env"] = [{"name": "VLLM_ADDITIONAL_ARGS", "value": "--max-model-len 512"}]
     assert environment(target(changed(body)))["VLLM_ADDITIONAL_ARGS"].startswith("--max-model-len 512 --kv-transfer")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"envFrom": [{"prefix": "OTHER_", "configMapRef": {"name": "a"}}]},
+        {"envFrom": [{"configMapRef": {"name": "a"}}], "env": [{"name": "VLLM_ADDITIONAL_ARGS", "value": "--x"}]},
+    ],
+    ids=["another prefix", "env counts"],
+)
+def test_a_shell_script_whose_variable_no_source_can_hold(fields: dict[str, Any]) -> None:
+    body = copy.deepcopy(KINDS["shell"])
+    body["spec"]["containers"][0] |= fields
+    once = changed(body)
+    assert "--kv-transfer-config" in environment(target(once))["VLLM_ADDITIONAL_ARGS"]
+    assert changed(once) == once
 
 
 @pytest.mark.parametrize("kind", ["Ray head", "Ray worker"])

@@ -14,6 +14,7 @@ from .injected import changed, reason
 from .patches import applied
 from .pods import SIDECAR, TRANSFER, container, pod, serve
 
+SCRIPT = ["sh", "-c", "vllm serve m $VLLM_ADDITIONAL_ARGS"]
 UNREADABLE = serve("--kv-transfer-config", "{not json")
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "NoVLLM": (pod(container(command=["nginx"])), "kvpool.dev/container"),
@@ -24,11 +25,27 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "ShellCommand, reference": (
         pod(
             container(
-                command=["sh", "-c", "vllm serve m $VLLM_ADDITIONAL_ARGS"],
+                command=SCRIPT,
                 env=[{"name": "VLLM_ADDITIONAL_ARGS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}],
             )
         ),
         "set its value",
+    ),
+    "ShellCommand, ConfigMap": (
+        pod(container(command=SCRIPT, envFrom=[{"configMapRef": {"name": "flags"}}])),
+        "may come from ConfigMap flags in envFrom",
+    ),
+    "ShellCommand, Secret": (
+        pod(
+            container(
+                command=SCRIPT,
+                envFrom=[
+                    {"prefix": "OTHER_", "configMapRef": {"name": "flags"}},
+                    {"prefix": "VLLM_", "secretRef": {"name": "hidden"}},
+                ],
+            )
+        ),
+        "may come from Secret hidden in envFrom",
     ),
     "NoArguments": (
         pod(container(image="vllm/vllm-openai:v1")),
