@@ -13,6 +13,7 @@ class Why(enum.StrEnum):
     BAD_REFERENCE = "BadReference"
     POOL_MISSING = "PoolMissing"
     POOL_NOT_READY = "PoolNotReady"
+    NO_ANSWER = "NoAnswer"
     OFF = "InjectionOff"
     OTHER_TYPE = "OtherConnectorType"
     NOT_ALLOWED = "NamespaceNotAllowed"

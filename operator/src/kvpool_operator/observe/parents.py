@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from kvpool_operator.injection import names
 from kvpool_operator.injection.names import Parent
-from kvpool_operator.kube import LLM_SERVICES, RAY_CLUSTER, ApiError, Client, NotFound, Resource
+from kvpool_operator.kube import LLM_SERVICES, RAY_CLUSTER, ApiError, Client, NotFound, Refused, Resource
 
 _PATIENCE = 1.0
 _KEPT_SECONDS = 10.0
@@ -31,7 +31,11 @@ class Parents:
         self._asking: dict[tuple[str, Parent], asyncio.Task[str | None]] = {}
 
     async def pool(self, namespace: str, parent: Parent) -> str | None:
-        """The annotation's value. None: there is none, or the API server did not answer in time."""
+        """Return the annotation's value, or None if there is none or the operator may not look.
+
+        Raises:
+            ApiError: the API server did not answer in time. Nothing is remembered of it.
+        """
         key = namespace, parent
         since, value = self._known.get(key, (float("-inf"), None))
         if self._clock() - since < _KEPT_SECONDS:
@@ -39,15 +43,23 @@ class Parents:
         task = self._asking.get(key)
         if task is None:
             task = self._asking[key] = asyncio.create_task(self._ask(namespace, parent))
-            task.add_done_callback(lambda _: self._asking.pop(key, None))
+            task.add_done_callback(lambda done: self._asked(key, done))
         return await asyncio.shield(task)
+
+    def _asked(self, key: tuple[str, Parent], task: asyncio.Task[str | None]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # asyncio would complain of one that nobody waits for any more
 
     async def _ask(self, namespace: str, parent: Parent) -> str | None:
         try:
             async with asyncio.timeout(_PATIENCE):
                 value = await self._read(namespace, parent)
-        except (ApiError, TimeoutError):
+        except Refused:
             value = None
+        except TimeoutError:
+            message = f"no answer about {parent.kind} {parent.name} within {_PATIENCE:g} s"
+            raise ApiError(status=0, message=message) from None
         now = self._clock()
         self._known = {old: entry for old, entry in self._known.items() if now - entry[0] < _KEPT_SECONDS}
         self._known[namespace, parent] = now, value

@@ -24,7 +24,10 @@ class Pools:
         self._absent: dict[PoolKey, float] = {}
 
     def put(self, body: Mapping[str, Any]) -> None:
-        key = _key(body)
+        """Take over a pool that a watch or a list showed."""
+        self._take(_key(body), body)
+
+    def _take(self, key: PoolKey, body: Mapping[str, Any]) -> None:
         known = self._bodies.get(key)
         if known is None or _version(known) <= _version(body):
             self._bodies[key] = body
@@ -36,7 +39,13 @@ class Pools:
             del self._bodies[_key(body)]
 
     async def get(self, key: PoolKey) -> Mapping[str, Any] | None:
-        """The pool. One that the watch hasn't shown may have been made a moment ago, so it is asked for, briefly."""
+        """Return the pool, or None if the API server says that there is none.
+
+        One that the watch has not shown may have been made a moment ago, so it is asked for, briefly.
+
+        Raises:
+            ApiError: the API server did not say in time whether there is one. Nothing is remembered.
+        """
         known = self._bodies.get(key)
         if known is not None or self._clock() - self._absent.get(key, float("-inf")) < _ABSENT_SECONDS:
             return known
@@ -49,9 +58,9 @@ class Pools:
             }
             self._absent[key] = self._clock()
             return None
-        except (ApiError, TimeoutError):
-            return None
-        self.put(body)
+        except TimeoutError:
+            raise ApiError(status=0, message=f"no answer about a pool within {_PATIENCE:g} s") from None
+        self._take(key, body)
         return body
 
 

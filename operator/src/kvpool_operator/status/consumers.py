@@ -34,6 +34,7 @@ _TEXTS = {
 _GONE = {
     "PoolMissing": "started before the pool was there: restart the Pod",
     "PoolNotReady": "started before the pool was there: restart the Pod",
+    "NoAnswer": "started while the API server did not answer: restart the Pod",
     "NamespaceNotAllowed": "started before its namespace was in spec.injection.allowedNamespaces: restart the Pod",
     "InjectionOff": "started while spec.injection.mode was Off: restart the Pod",
     "OtherConnectorType": "started while spec.connector.type was another one: restart the Pod",

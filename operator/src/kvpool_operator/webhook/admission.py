@@ -7,6 +7,7 @@ a pool and a Deployment can be applied together. Whatever goes wrong, the object
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,17 @@ from kvpool_operator.injection import facts, names, pod, rayservice
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.names import BadReference, PoolKey
 from kvpool_operator.injection.outcome import Outcome, Skip, Why
+from kvpool_operator.kube import ApiError
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
 
+_log = logging.getLogger(__name__)
 _PATIENCE = 2.0
-"""Seconds for a new pool's ConfigMap and Secrets; the API server waits longer."""
+"""Seconds for a new pool's ConfigMap and Secrets, and for an API server that is slow; the API server waits longer."""
 _PAUSE = 0.05
+_PASSING = frozenset({Why.POOL_NOT_READY, Why.NO_ANSWER})
+"""Reasons that may hold no longer a moment later."""
 
 
 class Admission:
@@ -39,7 +44,11 @@ class Admission:
         reference = names.annotations_of(body).get(names.POOL)
         parent = names.parent(body)
         if reference is None and parent is not None:
-            reference = await self._parents.pool(namespace, parent)
+            try:
+                reference = await self._parents.pool(namespace, parent)
+            except ApiError as error:
+                # It may be none of kvpool's business. If it is, the list of all Pods finds it later.
+                _log.warning("webhook: a Pod of %s passes as it is: %s", parent.name, error.message)
         if not reference:
             return None
         try:
@@ -70,14 +79,28 @@ class Admission:
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE
         while True:
-            body = await self._pools.get(key)
             try:
+                body = await self._body(key)
                 return facts.gather(key, body, namespace, self._settings, self._is_there)
             except Skip as reason:
                 late = asyncio.get_running_loop().time() + _PAUSE > deadline
-                if reason.why is not Why.POOL_NOT_READY or late:
+                if reason.why not in _PASSING or late:
                     raise
             await asyncio.sleep(_PAUSE)
+
+    async def _body(self, key: PoolKey) -> Mapping[str, Any] | None:
+        """Return the pool, or None if there is none.
+
+        Raises:
+            Skip: whether there is one could not be found out.
+        """
+        try:
+            return await self._pools.get(key)
+        except ApiError as error:
+            raise Skip(
+                Why.NO_ANSWER,
+                f"the API server did not say whether there is a pool {'/'.join(key)} ({error.message}): restart the Pod",
+            ) from None
 
     def _is_there(self, kind: str, namespace: str, name: str) -> bool:
         found = self._cache.get((kind, namespace, name))

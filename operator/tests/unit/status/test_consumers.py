@@ -72,6 +72,7 @@ def test_a_pod_that_needs_a_hand(seen: Observed, values: dict[str, str], reason:
     ("skip", "text"),
     [
         ("PoolMissing: x", "started before the pool was there"),
+        ("NoAnswer: x", "started while the API server did not answer"),
         ("NamespaceNotAllowed: x", "started before its namespace was in spec.injection.allowedNamespaces"),
         ("InjectionOff: x", "started while spec.injection.mode was Off"),
         ("OtherConnectorType: x", "started while spec.connector.type was another one"),
