@@ -25,12 +25,36 @@ def test_a_pod_gets_the_cache(pool: Kubectl) -> None:
         for kind, source, key in (("configmap", "configMap", "name"), ("secret", "secret", "secretName")):
             if source in volume:
                 pool.must_get(kind, volume[source][key])
-    pool.await_condition("demo", "InjectionReady", reason="Injected")
+    pool.await_condition("demo", "InjectionReady", reason="Written")
     status = pool.must_get("kvcachepool", "demo")["status"]
     assert status["consumerCount"] == 1
     assert status["consumers"] == [
-        {"namespace": pool.namespace, "pod": "one", "workload": "Pod one", "state": "Injected", "reason": ""},
+        {
+            "namespace": pool.namespace,
+            "pod": "one",
+            "workload": "Pod one",
+            "state": "Written",
+            "reason": "changed at its creation; its container was not seen ready yet",
+        },
     ]
+
+
+def test_a_state_tells_what_was_seen_of_the_container(pool: Kubectl) -> None:
+    create(pool, pod("one"))
+    pool.await_condition("demo", "InjectionReady", reason="Written")
+    ended = {"terminated": {"reason": "Error", "exitCode": 1}}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    for reason, state, last, ready in (
+        ("Injected", {"running": {}}, {}, True),
+        ("PodsFailing", waiting, ended, False),
+    ):
+        main = {"name": "main", "image": "x", "imageID": "x", "restartCount": 0, "ready": ready}
+        status = {"containerStatuses": [{**main, "state": state, "lastState": last}]}
+        patch = json.dumps({"status": status})
+        pool("patch", "pod", "one", "--subresource=status", "--type=merge", "-p", patch)
+        found = pool.await_condition("demo", "InjectionReady", reason=reason)
+    assert found["status"] == "False"
+    assert f"{pool.namespace}/one: container main ended: Error, exit code 1" in found["message"]
 
 
 def test_pods_of_a_deployment_and_its_template_stays_as_it_was(pool: Kubectl) -> None:
@@ -56,7 +80,7 @@ def test_an_annotation_that_leads_elsewhere(pool: Kubectl, operator: Operator) -
     assert annotations_of(pool, "astray")["kvpool.dev/skip-reason"].startswith("BadReference: ")
     assert body["spec"]["containers"][0]["args"] == ["--port", "8000"]
     create(pool, pod("two"))
-    pool.await_condition("demo", "InjectionReady", reason="Injected")
+    pool.await_condition("demo", "InjectionReady", reason="Written")
     assert "Traceback" not in operator.log
 
 
@@ -74,7 +98,7 @@ def test_a_pod_without_a_sign_of_kvpool_is_not_even_sent(pool: Kubectl, operator
 
 def test_a_new_configuration_shows_who_is_outdated(pool: Kubectl) -> None:
     create(pool, pod("one"))
-    pool.await_condition("demo", "InjectionReady", reason="Injected")
+    pool.await_condition("demo", "InjectionReady", reason="Written")
     pool.apply_pool("demo", {**POOL, "connector": {"ttlSeconds": 60}})
     found = pool.await_condition("demo", "InjectionReady", reason="PodsOutdated")
     assert found["status"] == "True"
@@ -92,7 +116,7 @@ def test_a_pool_that_is_missing_and_then_appears(kubectl: Kubectl) -> None:
     kubectl("delete", "pod", "early", "--force", "--grace-period=0")
     create(kubectl, pod("early"))
     assert is_injected(kubectl.must_get("pod", "early"))
-    kubectl.await_condition("demo", "InjectionReady", reason="Injected")
+    kubectl.await_condition("demo", "InjectionReady", reason="Written")
 
 
 def test_a_pool_and_its_pod_applied_together(kubectl: Kubectl) -> None:

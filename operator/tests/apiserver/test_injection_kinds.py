@@ -102,7 +102,7 @@ def test_pods_of_ray_are_resolved_by_their_cluster(pool: Kubectl) -> None:
     assert "KVPOOL_CONFIG_FILE" in {one["name"] for one in body["spec"]["containers"][0]["env"]}
     for name in ("without", "gone"):
         assert "kvpool" not in json.dumps(pool.must_get("pod", name)["spec"])
-    pool.await_condition("demo", "InjectionReady", reason="Injected")
+    pool.await_condition("demo", "InjectionReady", reason="Written")
 
 
 @pytest.mark.usefixtures("foreign_kinds")
@@ -120,7 +120,7 @@ def test_pods_of_an_llminferenceservice_are_resolved_by_its_own_annotation(pool:
         }
         create(pool, pod(f"{service_name}-{part}", pool="", labels=labels))
         assert is_injected(pool.must_get("pod", f"{service_name}-{part}")) == wanted
-    found = pool.await_condition("demo", "InjectionReady", reason="Injected")
+    found = pool.await_condition("demo", "InjectionReady", reason="Written")
     assert found["message"].startswith("2 Pods")
     assert "kvpool" not in json.dumps(pool.must_get("llminferenceservice", "with")["spec"])
 

@@ -68,6 +68,9 @@ class ConsumerStatus(ApiModel):
     pod: str = Field(max_length=253, description="The Pod's name.")
     workload: str = Field("", max_length=320, description="Kind and name of what made the Pod, such as Deployment web.")
     state: str = Field(
-        max_length=32, description="Injected, Outdated (an older configuration), Skipped or Missed (never seen)."
+        max_length=32,
+        description="Injected (changed at its creation, and its container is ready), Written (changed, and not seen to "
+        "use the pool yet), Failing (changed, and its container crashes), Outdated (changed for an older configuration), "
+        "Skipped or Missed (never seen).",
     )
     reason: str = Field("", max_length=1024, description="Why it is not Injected, and what to do.")

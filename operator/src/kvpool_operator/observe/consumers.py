@@ -6,6 +6,7 @@ saw, the watch selects by this label, and the list asks for metadata alone, once
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from kvpool_operator.injection import names
 from kvpool_operator.kube import POD, Client
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
-from kvpool_operator.status.observed import Consumer
+from kvpool_operator.status.observed import Consumer, Seen
 
 _Pod = tuple[str, str]
 
@@ -33,6 +34,7 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         pool = names.pool_key(named, metadata["namespace"])
     except names.BadReference:  # the Pod says so itself, in its annotation
         return None
+    seen, crash = _seen(pod)
     return Consumer(
         namespace=metadata["namespace"],
         pod=metadata["name"],
@@ -41,7 +43,47 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         skip=annotations.get(names.SKIP_REASON, ""),
         version=int(metadata["resourceVersion"]),
         workload=names.workload(pod),
+        seen=seen,
+        crash=crash,
     )
+
+
+def _seen(pod: Mapping[str, Any]) -> tuple[Seen, str]:
+    """Return what the changed container does, and which container crashed and how.
+
+    Where no probe asks vLLM, a container is ready as soon as it runs. So there, one that crashed
+    before is still taken for one that crashes.
+    """
+    status = pod.get("status", {})
+    changed = [one for one in pod.get("spec", {}).get("containers", ()) if _is_changed(one)]
+    asked = any("readinessProbe" in one or "startupProbe" in one for one in changed)
+    known = {one["name"] for one in changed}
+    mains = [one for one in status.get("containerStatuses", ()) if one["name"] in known]
+    inits = [one for one in status.get("initContainerStatuses", ()) if one["name"] == names.PAYLOAD_CONTAINER]
+    crash = next((text for one in (*inits, *mains) if (text := _crash(one))), "")
+    is_ready = any(one.get("ready") for one in mains)
+    if crash and not (is_ready and asked):
+        return Seen.CRASHED, crash
+    if names.ray_cluster(pod) is not None:
+        return Seen.RAY, ""
+    return (Seen.READY if is_ready else Seen.NOT_READY), ""
+
+
+def _is_changed(container: Mapping[str, Any]) -> bool:
+    return any(mount["name"] == names.VOLUME_CONFIG for mount in container.get("volumeMounts", ()))
+
+
+def _crash(status: Mapping[str, Any]) -> str:
+    """Return how a container's last run ended, if it ended with an error; else nothing.
+
+    The text is the same from one crash to the next, so that a crash loop is not news again and again.
+    """
+    now = status.get("state", {})
+    ended = now.get("terminated") or status.get("lastState", {}).get("terminated") or {}
+    if ended.get("exitCode"):
+        return f"container {status['name']} ended: {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
+    reason = now.get("waiting", {}).get("reason")
+    return f"container {status['name']} waits: {reason}" if reason == "CrashLoopBackOff" else ""
 
 
 class Consumers:
@@ -57,7 +99,8 @@ class Consumers:
         where = pod["metadata"]["namespace"], pod["metadata"]["name"]
         known, now = self._pods.get(where), record(pod)
         self._touched.add(where)
-        if known is not None and now is not None and now.version <= known.version:
+        # The same version may be known from a list, which says nothing of containers.
+        if known is not None and now is not None and now.version < known.version:
             return set()
         if now is None:
             self._pods.pop(where, None)
@@ -77,7 +120,11 @@ class Consumers:
     def replace(self, listed: Iterable[Consumer]) -> set[PoolKey]:
         """What that list showed; returns the pools for which that is news."""
         before = self._pods
-        self._pods = {where: one for one in listed if (where := (one.namespace, one.pod)) not in self._touched}
+        self._pods = {
+            where: _with_containers_of(before.get(where), one)
+            for one in listed
+            if (where := (one.namespace, one.pod)) not in self._touched
+        }
         self._pods |= {where: one for where, one in before.items() if where in self._touched}
         changed = {
             where for where in before.keys() | self._pods if _says(before.get(where)) != _says(self._pods.get(where))
@@ -89,7 +136,12 @@ class Consumers:
 
 
 def _says(one: Consumer | None) -> tuple[object, ...]:
-    return () if one is None else (one.pool, one.mark, one.skip)
+    return () if one is None else (one.pool, one.mark, one.skip, one.seen, one.crash)
+
+
+def _with_containers_of(known: Consumer | None, listed: Consumer) -> Consumer:
+    """Return what a list showed, with what the watch showed of the containers: the list is of metadata alone."""
+    return listed if known is None else dataclasses.replace(listed, seen=known.seen, crash=known.crash)
 
 
 def _pools_of(*ones: Consumer | None) -> set[PoolKey]:

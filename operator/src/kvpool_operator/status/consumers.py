@@ -6,12 +6,12 @@ import enum
 from collections.abc import Iterable
 from typing import Any
 
-from kvpool_operator.api import ConnectorType, InjectionMode
+from kvpool_operator.api import ConnectorType, Delivery, InjectionMode
 from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import grants
 from kvpool_operator.status.checks import Finding, refused
-from kvpool_operator.status.observed import WITHHELD, Consumer, Observed
+from kvpool_operator.status.observed import WITHHELD, Consumer, Observed, Seen
 
 _NAMED = 3
 _REASON = 1024
@@ -20,17 +20,37 @@ _REASON = 1024
 class State(enum.StrEnum):
     """Of one Pod; in the order in which Pods are shown."""
 
+    FAILING = "Failing"
+    """When it was changed, and the changed container is not ready and ended with an error before."""
     MISSED = "Missed"
+    """When it names the pool and was never seen by the webhook."""
     SKIPPED = "Skipped"
+    """When it was left as it is, for a reason."""
     OUTDATED = "Outdated"
+    """When it was changed for an older configuration of the pool."""
+    WRITTEN = "Written"
+    """When it was changed, and nothing shows yet that its vLLM took the connector."""
     INJECTED = "Injected"
+    """When it was changed, and the changed container is ready."""
 
 
-_TEXTS = {
-    State.MISSED: "nothing was injected, since the webhook was off or did not answer when the Pod was created: restart the Pod",
-    State.OUTDATED: "runs with an older configuration of the pool: restart the Pod when it suits",
-    State.INJECTED: "",
+_MISSED = "nothing was injected, since the webhook was off or did not answer when the Pod was created: restart the Pod"
+_OUTDATED = "was made for an older configuration of the pool: restart the Pod when it suits"
+_STATES = {
+    Seen.READY: (State.INJECTED, ""),
+    Seen.NOT_READY: (State.WRITTEN, "changed at its creation; its container was not seen ready yet"),
+    Seen.RAY: (
+        State.WRITTEN,
+        "changed at its creation; whether an engine runs in a Pod of Ray, and with the connector of serveConfigV2, is "
+        "not seen",
+    ),
 }
+_ADVICE = {
+    Delivery.IMAGE: "see its log. The image has no connector? Set spec.injection.delivery: InitContainer, or remove the "
+    "annotation kvpool.dev/pool, and restart the Pod",
+    Delivery.INIT_CONTAINER: "see its log, or remove the annotation kvpool.dev/pool and restart the Pod",
+}
+"""For Pods whose container crashes. vLLM ends at once where it cannot import the connector."""
 _GONE = {
     "PoolMissing": "started before the pool was there: restart the Pod",
     "PoolNotReady": "started before the pool was there: restart the Pod",
@@ -42,16 +62,17 @@ _GONE = {
 """Skip reasons that hold no longer, once the pool is as it is now (``_is_usable``)."""
 
 
-def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
+def judge(consumer: Consumer, config_hash: str, delivery: Delivery) -> tuple[State, str]:
     """A Pod's state, and what to do where it does not use the present configuration."""
     if consumer.skip:
         return State.SKIPPED, _GONE.get(_word(consumer), consumer.skip)[:_REASON]
     if not consumer.mark:
-        return State.MISSED, _TEXTS[State.MISSED]
+        return State.MISSED, _MISSED
+    if consumer.seen is Seen.CRASHED:
+        return State.FAILING, f"{consumer.crash}; {_ADVICE[delivery]}"[:_REASON]
     pool, _, seen_hash = consumer.mark.partition("@")
     is_old = pool != "/".join(consumer.pool) or (config_hash and seen_hash and seen_hash != config_hash)
-    state = State.OUTDATED if is_old else State.INJECTED
-    return state, _TEXTS[state]
+    return (State.OUTDATED, _OUTDATED) if is_old else _STATES[consumer.seen]
 
 
 def _word(consumer: Consumer) -> str:
@@ -105,8 +126,11 @@ def facts(seen: Observed) -> dict[str, Any]:
 
 
 def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
+    if seen.pool is None:
+        return []
     config_hash = "" if seen.invalid_config is not None else seen.config_hash
-    return [(consumer, *judge(consumer, config_hash)) for consumer in seen.consumers]
+    delivery = seen.pool.spec.injection.delivery
+    return [(consumer, *judge(consumer, config_hash, delivery)) for consumer in seen.consumers]
 
 
 def grants_were_written(seen: Observed) -> Finding | None:
@@ -147,11 +171,12 @@ def namespaces_take_the_pool(seen: Observed) -> Finding | None:
 
 
 def pods_use_the_pool(seen: Observed) -> Finding | None:
-    """Missed Pods first: nobody told their owner anything."""
+    """Pods that do not even serve come first, then missed ones: nobody told their owner anything."""
     if seen.pool is None or seen.pool.spec.injection.mode is InjectionMode.OFF:
         return None
     judged = _judged(seen)
     for state, reason, status in (
+        (State.FAILING, "PodsFailing", "False"),
         (State.MISSED, "PodsMissed", "False"),
         (State.SKIPPED, "PodsSkipped", "False"),
         (State.OUTDATED, "PodsOutdated", "True"),
@@ -173,4 +198,10 @@ def all_is_well(seen: Observed) -> tuple[str, str]:
         return "InjectionOff", "spec.injection.mode is Off: Pods of others don't get the cache"
     if not seen.consumers:
         return "NoConsumers", "no Pod of others names the pool in the annotation kvpool.dev/pool"
-    return "Injected", f"{len(seen.consumers)} Pods of others use the pool"
+    states = [state for _, state, _ in _judged(seen)]
+    using = states.count(State.INJECTED)
+    written = states.count(State.WRITTEN)
+    if not written:
+        return "Injected", f"{using} Pods of others use the pool"
+    others = f"{using} Pods of others use the pool, and " if using else ""
+    return "Written", f"{others}{written} Pods of others were changed and not seen to use it yet"

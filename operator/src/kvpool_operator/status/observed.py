@@ -75,6 +75,19 @@ class Unanswered:
     message: str
 
 
+class Seen(enum.Enum):
+    """What the container that injection changed was seen to do."""
+
+    NOT_READY = "not ready"
+    """It waits, or starts, or ended without an error, or nothing was seen of it."""
+    READY = "ready"
+    """It runs and is ready."""
+    CRASHED = "crashed"
+    """It is not ready, and its last run ended with an error. The container that brings the connector counts, too."""
+    RAY = "Ray's"
+    """It is a container of Ray's, which is ready whatever the engines in it do."""
+
+
 @dataclass(frozen=True)
 class Consumer:
     """A Pod of others that names a pool.
@@ -85,6 +98,8 @@ class Consumer:
         skip: the reason that injection left; empty: none.
         version: of the Pod.
         workload: kind and name of what made the Pod.
+        seen: of the container that was changed.
+        crash: the container that crashed and how; empty: none did.
     """
 
     namespace: str
@@ -94,6 +109,8 @@ class Consumer:
     skip: str
     version: int
     workload: str = ""
+    seen: Seen = Seen.NOT_READY
+    crash: str = ""
 
 
 @dataclass(frozen=True)

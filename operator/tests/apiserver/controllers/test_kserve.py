@@ -112,7 +112,7 @@ def test_an_inferenceservice_with_nothing_but_the_annotation(team: Kubectl) -> N
         assert main["image"].endswith("-gpu")
         assert [one["name"] for one in main["volumeMounts"] if one["mountPath"] == "/dev/shm"] == ["devshm"]  # noqa: S108
         assert main["resources"]["limits"]["memory"] == "25Gi"
-    team.await_condition(looks.NAME, "InjectionReady", reason="Injected")
+    team.await_condition(looks.NAME, "InjectionReady", reason="Written")
 
 
 POLICIES: tuple[tuple[str, list[str]], ...] = (

@@ -65,7 +65,7 @@ def test_an_llminferenceservice_with_nothing_but_the_annotation(team: Kubectl, o
         # KServe's own part: its template's command, with the service's variables in it.
         assert main["command"][:3] == ["vllm", "serve", "/mnt/models"]
         assert "meta-llama/Llama-3.2-1B-Instruct" in main["command"]
-    team.await_condition(looks.NAME, "InjectionReady", reason="Injected")
+    team.await_condition(looks.NAME, "InjectionReady", reason="Written")
     (deployment,) = team.list("deployments", *PODS)
     template = deployment["spec"]["template"]["metadata"].get("annotations", {})
     assert (looks.POOL in template) == (not on_the_object), "KServe copies none of the object's own annotations"

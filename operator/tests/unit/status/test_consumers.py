@@ -11,7 +11,7 @@ from kvpool_operator.desired import connector_files
 from kvpool_operator.status.consumers import waiting
 from kvpool_operator.status.events import of
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Consumer, Observed, StoreProbe, StoreState
+from kvpool_operator.status.observed import Consumer, Observed, Seen, StoreProbe, StoreState
 
 from ..conftest import MakePool
 
@@ -24,8 +24,11 @@ def seen(make_pool: MakePool) -> Observed:
     return Observed(generation=1, pool=pool, config_hash=connector_files.config_hash(pool))
 
 
-def consumer(pod: str, *, mark: str = "", skip: str = "") -> Consumer:
-    return Consumer("team", pod, ("team", "demo"), mark, skip, 1)
+CRASH = "container main ended: Error, exit code 1"
+
+
+def consumer(pod: str, *, mark: str = "", skip: str = "", seen: Seen = Seen.READY, crash: str = "") -> Consumer:
+    return Consumer("team", pod, ("team", "demo"), mark, skip, 1, seen=seen, crash=crash)
 
 
 def status(seen: Observed, *consumers: Consumer) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -48,6 +51,42 @@ def test_no_pods(seen: Observed) -> None:
 def test_all_injected(seen: Observed) -> None:
     condition, _, _ = status(seen, consumer("a", mark=mark(seen)), consumer("b", mark="team/demo"))
     assert (condition["status"], condition["reason"]) == ("True", "Injected")
+    assert condition["message"] == "2 Pods of others use the pool"
+
+
+@pytest.mark.parametrize("unseen", [Seen.NOT_READY, Seen.RAY])
+def test_only_pods_that_were_seen_ready_use_the_pool(seen: Observed, unseen: Seen) -> None:
+    written = consumer("b", mark=mark(seen), seen=unseen)
+    condition, _, made = status(seen, consumer("a", mark=mark(seen)), written)
+    assert (condition["status"], condition["reason"]) == ("True", "Written")
+    assert condition["message"].startswith("1 Pods of others use the pool, and 1 ")
+    assert [one["state"] for one in made["consumers"]] == ["Written", "Injected"]
+    assert made["consumers"][0]["reason"].startswith("changed at its creation; ")
+    condition, _, _ = status(seen, written)
+    assert condition["message"] == "1 Pods of others were changed and not seen to use it yet"
+
+
+@pytest.mark.parametrize(
+    ("delivery", "advice", "absent"),
+    [
+        ("Image", "Set spec.injection.delivery: InitContainer, or remove the annotation kvpool.dev/pool", "nothing"),
+        ("InitContainer", "see its log, or remove the annotation kvpool.dev/pool", "delivery"),
+    ],
+)
+@pytest.mark.parametrize("config_hash", ["", "@old"])
+def test_a_pod_that_crashes_since_it_was_changed(
+    make_pool: MakePool, delivery: str, advice: str, absent: str, config_hash: str
+) -> None:
+    pool = make_pool({**SPEC, "injection": {"delivery": delivery}})
+    seen = Observed(generation=1, pool=pool)
+    crashed = consumer("z", mark=f"team/demo{config_hash}", seen=Seen.CRASHED, crash=CRASH)
+    condition, ready, made = status(seen, consumer("a"), crashed)
+    assert (condition["status"], condition["reason"]) == ("False", "PodsFailing")
+    assert condition["message"].startswith(f"1 of 2 Pods: team/z: {CRASH}; see its log")
+    assert advice in condition["message"]
+    assert absent not in condition["message"]
+    assert ready["status"] == "True"
+    assert [one["state"] for one in made["consumers"]] == ["Failing", "Missed"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +99,7 @@ def test_all_injected(seen: Observed) -> None:
         ({"mark": "team/other@x"}, "PodsOutdated", "True", "older configuration"),
     ],
 )
-def test_a_pod_that_needs_a_hand(seen: Observed, values: dict[str, str], reason: str, truth: str, says: str) -> None:
+def test_a_pod_that_needs_a_hand(seen: Observed, values: dict[str, Any], reason: str, truth: str, says: str) -> None:
     condition, ready, _ = status(seen, consumer("a", **values), consumer("z", mark=mark(seen)))
     assert (condition["status"], condition["reason"]) == (truth, reason)
     assert condition["message"].startswith("1 of 2 Pods: ")
@@ -86,7 +125,7 @@ def test_a_reason_that_holds_no_longer(seen: Observed, skip: str, text: str) -> 
     assert made["workloadsWaiting"] == 1
 
 
-def pods_of(workload: str, count: int, **values: str) -> list[Consumer]:
+def pods_of(workload: str, count: int, **values: Any) -> list[Consumer]:
     return [
         dataclasses.replace(consumer(f"{workload}-{number}", **values), workload=workload) for number in range(count)
     ]
