@@ -90,7 +90,11 @@ KINDS: dict[str, dict[str, Any]] = {
         labels={"ray.io/cluster": "c", "ray.io/node-type": "head"},
     ),
     "Ray worker": pod(
-        container(name="machine-learning", args=["ray start"], resources={"limits": {"memory": "8Gi"}}),
+        container(
+            name="machine-learning",
+            args=["ray start"],
+            resources={"limits": {"memory": "8Gi", "nvidia.com/gpu": "1"}},
+        ),
         SIDECAR,
         labels={"ray.io/cluster": "c", "ray.io/node-type": "worker"},
     ),

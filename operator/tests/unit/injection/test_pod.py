@@ -96,6 +96,36 @@ def test_memory_grows_by_the_tier_where_it_is_set() -> None:
     assert "resources" not in target(changed(pod(serve())))
 
 
+@pytest.mark.parametrize(
+    ("node", "resources", "memory"),
+    [
+        ("head", {}, "8Gi"),
+        ("head", {"nvidia.com/gpu": "1"}, "8Gi"),
+        ("worker", {}, "8Gi"),
+        ("worker", {"cpu": "4", "hugepages-2Mi": "1Gi", "rdma/hca": "1"}, "8Gi"),
+        ("worker", {"nvidia.com/gpu": 0}, "8Gi"),
+        ("worker", {"nvidia.com/gpu": 1}, "12Gi"),
+        ("worker", {"google.com/tpu": "4"}, "12Gi"),
+    ],
+)
+def test_memory_of_a_pod_of_ray_grows_where_it_may_run_an_engine(
+    node: str, resources: dict[str, Any], memory: str
+) -> None:
+    body = copy.deepcopy(KINDS["Ray worker"])
+    body["metadata"]["labels"]["ray.io/node-type"] = node
+    body["spec"]["containers"][0]["resources"] = {"limits": {"memory": "8Gi", **resources}}
+    body["spec"]["resources"] = {"limits": {"memory": "8Gi"}}
+    after = changed(body)
+    assert target(after)["resources"]["limits"] == {"memory": memory, **resources}
+    assert after["spec"]["resources"] == {"limits": {"memory": memory}}
+
+
+def test_memory_of_a_pod_of_ray_with_a_claimed_device_grows() -> None:
+    body = copy.deepcopy(KINDS["Ray worker"])
+    body["spec"]["containers"][0]["resources"] = {"requests": {"memory": "8Gi"}, "claims": [{"name": "gpu"}]}
+    assert target(changed(body))["resources"]["requests"] == {"memory": "12Gi"}
+
+
 def test_memory_of_the_pod_itself_grows_too() -> None:
     body = pod(serve())
     body["spec"]["resources"] = {"limits": {"memory": "8Gi"}}
