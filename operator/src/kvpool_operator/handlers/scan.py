@@ -22,7 +22,7 @@ async def run(
     while True:
         try:
             consumers.begin_list()
-            for key in consumers.replace(await scan(client, parents, settings.watch_namespaces)):
+            for key in consumers.replace(*await scan(client, parents, settings.watch_namespaces)):
                 add(key)
         except ApiError as error:
             _log.warning("looking for Pods of others: %s", error.message)

@@ -7,16 +7,19 @@ saw, the watch selects by this label, and the list asks for metadata alone, once
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from kvpool_operator.injection import names
-from kvpool_operator.kube import POD, Client
+from kvpool_operator.kube import POD, ApiError, Client
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
 from kvpool_operator.status.observed import Consumer, Seen
 
+_log = logging.getLogger(__name__)
 _Pod = tuple[str, str]
+"""Namespace and name."""
 
 
 def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | None:
@@ -117,15 +120,23 @@ class Consumers:
         """A list of all Pods is asked for now."""
         self._touched.clear()
 
-    def replace(self, listed: Iterable[Consumer]) -> set[PoolKey]:
-        """What that list showed; returns the pools for which that is news."""
+    def replace(self, listed: Iterable[Consumer], unclear: Set[_Pod] = frozenset()) -> set[PoolKey]:
+        """Take over what that list showed.
+
+        Args:
+            unclear: Pods of which it could not be found out whether they name a pool. What is known of them stays.
+
+        Returns:
+            The pools for which that is news.
+        """
         before = self._pods
+        kept = self._touched | unclear
         self._pods = {
             where: _with_containers_of(before.get(where), one)
             for one in listed
-            if (where := (one.namespace, one.pod)) not in self._touched
+            if (where := (one.namespace, one.pod)) not in kept
         }
-        self._pods |= {where: one for where, one in before.items() if where in self._touched}
+        self._pods |= {where: one for where, one in before.items() if where in kept}
         changed = {
             where for where in before.keys() | self._pods if _says(before.get(where)) != _says(self._pods.get(where))
         }
@@ -148,19 +159,35 @@ def _pools_of(*ones: Consumer | None) -> set[PoolKey]:
     return {one.pool for one in ones if one is not None}
 
 
-async def scan(client: Client, parents: Parents, namespaces: tuple[str, ...]) -> list[Consumer]:
-    """Every Pod that names a pool, itself or by its parent.
+async def scan(client: Client, parents: Parents, namespaces: tuple[str, ...]) -> tuple[list[Consumer], frozenset[_Pod]]:
+    """Look at every Pod.
+
+    Returns:
+        Those that name a pool, themselves or by their parent, and those whose parent could not be asked for.
 
     Raises:
         ApiError: the API server can't be reached.
     """
     found = []
+    unclear = set()
+    silent = set[tuple[str, names.Parent]]()
     for namespace in namespaces or ("",):
         for pod in await client.list(POD, namespace, labels={}, metadata_only=True):
+            reference = None
+            where = str(pod["metadata"]["namespace"]), str(pod["metadata"]["name"])
             parent = names.parent(pod)
-            asked = parent is not None and names.POOL not in names.annotations_of(pod)
-            reference = await parents.pool(pod["metadata"]["namespace"], parent) if parent and asked else None
+            if parent is not None and names.POOL not in names.annotations_of(pod):
+                asked = where[0], parent
+                if asked not in silent:
+                    try:
+                        reference = await parents.pool(*asked)
+                    except ApiError as error:
+                        _log.warning("%s %s/%s: %s", parent.kind, where[0], parent.name, error.message)
+                        silent.add(asked)
+                if asked in silent:
+                    unclear.add(where)
+                    continue
             one = record(pod, reference)
             if one is not None:
                 found.append(one)
-    return found
+    return found, frozenset(unclear)

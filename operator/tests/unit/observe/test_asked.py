@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvpool_operator.injection.names import RAY_CLUSTER_KIND, Parent
 from kvpool_operator.kube import ApiError
 from kvpool_operator.observe import parents as parents_module
 from kvpool_operator.observe import pools as pools_module
+from kvpool_operator.observe.consumers import Consumers, scan
 from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
 
@@ -87,3 +90,22 @@ async def test_an_answer_about_a_cluster_is_remembered(fault: int | None) -> Non
     parents = Parents(server.client, clock)
     assert [await parents.pool("team", CLUSTER) for _ in range(3)] == [None] * 3
     assert server.asked == 1
+
+
+def ray_pod(name: str, **annotations: str) -> dict[str, Any]:
+    head = {"name": name, "namespace": "team", "resourceVersion": "1", "labels": {"ray.io/cluster": "llms"}}
+    return {"metadata": {**head, "annotations": annotations}}
+
+
+async def test_pods_whose_cluster_could_not_be_asked_for_stay_as_they_were_known() -> None:
+    marks = {"kvpool.dev/pool": "demo"}
+    consumers = Consumers()
+    consumers.put(ray_pod("known", **marks))
+    consumers.put(ray_pod("gone", **marks))
+    server = ApiServer({"/pods": {"items": [ray_pod("known"), ray_pod("new"), ray_pod("own", **marks)]}})
+    server.held = {"/llms"}
+    parents = Parents(server.client, clock)
+    consumers.begin_list()
+    assert consumers.replace(*await scan(server.client, parents, ())) == {KEY}
+    assert {one.pod for one in consumers.of(KEY)} == {"known", "own"}
+    assert server.asked == 2, "one list, and the cluster once for all of its Pods"
