@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from kvpool_operator.api import API_VERSION, PLURAL, Settings
 from kvpool_operator.handlers import health, scan, watches
+from kvpool_operator.handlers.health import Readiness
 from kvpool_operator.handlers.queue import WorkQueue
 from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.kube import ApiError, Client, connect
@@ -37,6 +38,12 @@ from kvpool_operator.webhook.keeper import Keeper
 from kvpool_operator.webhook.server import Timings, application, serve
 
 _log = logging.getLogger("kvpool_operator")
+_WATCHES = "watches"
+_CACHES = "pools and their children"
+_CONSUMERS = "Pods of others"
+_WEBHOOK = "webhook"
+_RETRY_SECONDS = 2.0
+"""After the API server did not do what the start needs."""
 _BURST_SECONDS = 1.0
 """Pods of others that come within this time are one change of their pool."""
 
@@ -80,13 +87,15 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
     reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
     workers = Workers(queue, reconciler.reconcile, count=settings.workers)
     admission = Admission(pools, cache, parents, settings)
-    ready = asyncio.Event()
+    watching = asyncio.Event()
+    filled = asyncio.Event()
+    readiness = Readiness(_CACHES, _CONSUMERS, *([_WEBHOOK] if settings.webhook.enabled else []))
     try:
         async with health.serve(
             host=host,
             port=port,
             longest_in_hand=queue.longest_in_hand,
-            is_ready=ready.is_set,
+            missing=lambda: (*(() if watching.is_set() else (_WATCHES,)), *readiness.missing()),
             requests=client.requests,
             further_metrics=timings.lines,
         ):
@@ -98,38 +107,62 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
                 settings=watches.kopf_settings(),
                 clusterwide=not settings.watch_namespaces,
                 namespaces=settings.watch_namespaces,
-                ready_flag=ready,
+                ready_flag=watching,
                 stop_flag=stop,
             )
-            parts = [informer, workers.run(), scan.run(client, consumers, parents, settings, workers.add)]
+            fill = partial(prime, client, pools, cache, settings.watch_namespaces)
+            parts = [
+                informer,
+                workers.run(),
+                _fill(fill, workers.add, filled, partial(readiness.done, _CACHES)),
+                scan.run(client, consumers, parents, settings, workers.add, partial(readiness.done, _CONSUMERS)),
+            ]
             if settings.webhook.enabled:
                 app = application({"/pods": admission.pod, "/rayservices": admission.rayservice}, timings)
-                fill = partial(prime, client, pools, cache, settings.watch_namespaces)
-                parts.append(_webhook(Keeper(client, settings.webhook), fill, workers.add, app, host, webhook_port))
+                keeper = Keeper(client, settings.webhook)
+                listens = partial(readiness.done, _WEBHOOK)
+                parts.append(_webhook(keeper, filled, listens, app, host, webhook_port))
             await _until_one_ends(*parts)
     finally:
         await client.close()
 
 
-async def _webhook(
-    keeper: Keeper,
+async def _fill(
     fill: Callable[[], Awaitable[set[PoolKey]]],
     add: Callable[[PoolKey], None],
-    app: web.Application,
-    host: str,
-    port: int,
+    filled: asyncio.Event,
+    done: Callable[[], None],
 ) -> None:
-    """The webhook server until cancelled. It begins when caches are filled: an empty one would look like a missing pool."""
-    while True:
+    """Fill the caches once, and say so. Then wait until cancelled, since the end of one part is the end of all."""
+    while not filled.is_set():
         try:
             for key in await fill():
                 add(key)
+            filled.set()
+            done()
+        except ApiError as error:
+            _log.warning("the caches wait: %s", error.message)
+            await asyncio.sleep(_RETRY_SECONDS)
+    await asyncio.Event().wait()
+
+
+async def _webhook(
+    keeper: Keeper, filled: asyncio.Event, listens: Callable[[], None], app: web.Application, host: str, port: int
+) -> None:
+    """The webhook server until cancelled.
+
+    It begins when caches are filled, since an empty one would look like a missing pool, and when there is a certificate.
+    """
+    await filled.wait()
+    while not keeper.is_serving:
+        try:
             await keeper.round()
-            break
         except ApiError as error:
             _log.warning("the webhook waits: %s", error.message)
-            await asyncio.sleep(keeper.pause)
+        if not keeper.is_serving:
+            await asyncio.sleep(min(_RETRY_SECONDS, keeper.pause))
     async with serve(app, host=host, port=port, context=keeper.context):
+        listens()
         await keeper.run()
 
 

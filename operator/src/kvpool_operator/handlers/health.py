@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -11,19 +11,35 @@ STUCK_SECONDS = 180.0
 """No reconciliation takes this long: every request in it has a timeout."""
 
 
+class Readiness:
+    """What must have happened once before the operator is ready, by name."""
+
+    def __init__(self, *steps: str) -> None:
+        self._missing = dict.fromkeys(steps)
+
+    def done(self, step: str) -> None:
+        """Say that a step happened, for the first time or again."""
+        self._missing.pop(step, None)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the steps that did not happen yet, in the order in which they were named."""
+        return tuple(self._missing)
+
+
 @asynccontextmanager
 async def serve(
     *,
     host: str,
     port: int,
     longest_in_hand: Callable[[], float],
-    is_ready: Callable[[], bool],
+    missing: Callable[[], Sequence[str]],
     requests: Mapping[str, int],
     further_metrics: Callable[[], Iterable[str]] = tuple,
 ) -> AsyncIterator[int]:
     """Serve while the context is open; gives the port (0 picks one).
 
     Args:
+        missing: gives what the operator waits for before it is ready.
         requests: how often the API server was asked so far, by HTTP method.
         further_metrics: gives more lines for /metrics.
     """
@@ -34,7 +50,10 @@ async def serve(
         return web.Response(status=503 if stuck else 200, text="a reconciliation hangs\n" if stuck else "ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(status=200 if is_ready() else 503, text="ok\n" if is_ready() else "starting\n")
+        steps = missing()
+        if steps:
+            return web.Response(status=503, text=f"waiting for: {', '.join(steps)}\n")
+        return web.Response(text="ok\n")
 
     async def metrics(_: web.Request) -> web.Response:
         lines = ["# TYPE kvpool_operator_api_requests_total counter"]

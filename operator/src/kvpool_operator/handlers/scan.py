@@ -15,15 +15,32 @@ from kvpool_operator.observe.parents import Parents
 _log = logging.getLogger(__name__)
 
 
+_RETRY_SECONDS = 15.0
+"""Until the first list, for which the operator waits before it is ready."""
+
+
 async def run(
-    client: Client, consumers: Consumers, parents: Parents, settings: Settings, add: Callable[[PoolKey], None]
+    client: Client,
+    consumers: Consumers,
+    parents: Parents,
+    settings: Settings,
+    add: Callable[[PoolKey], None],
+    listed: Callable[[], None],
 ) -> None:
-    """Until cancelled; pools whose Pods changed are added to the queue."""
+    """Look for them until cancelled.
+
+    Args:
+        add: takes the pools whose Pods changed.
+        listed: is called after each list that was taken over.
+    """
+    pause = min(_RETRY_SECONDS, settings.resync_seconds)
     while True:
         try:
             consumers.begin_list()
             for key in consumers.replace(*await scan(client, parents, settings.watch_namespaces)):
                 add(key)
+            listed()
+            pause = settings.resync_seconds
         except ApiError as error:
             _log.warning("looking for Pods of others: %s", error.message)
-        await asyncio.sleep(settings.resync_seconds)
+        await asyncio.sleep(pause)

@@ -42,6 +42,11 @@ class Keeper:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the context has a certificate, without which no connection comes about."""
+        return bool(self._served)
+
     async def run(self) -> None:
         """Look after them until cancelled. What fails is tried again at the next round."""
         while True:
