@@ -24,6 +24,7 @@ CHILDREN = {
     "Secret quickstart-hash-seed",
     "ConfigMap quickstart-store",
     "ConfigMap quickstart-connector",
+    "NetworkPolicy quickstart-store",
     "Service quickstart-store",
     "Service quickstart-engine",
     "Deployment quickstart-store",

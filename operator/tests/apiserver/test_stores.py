@@ -16,7 +16,7 @@ from .kubectl import Kubectl, eventually
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "stores"
 COMMON = {"Secret hash-seed", "ConfigMap connector", "Service engine", "Deployment engine"}
-LONE = {"Service store", "Deployment store"}
+LONE = {"Service store", "Deployment store", "NetworkPolicy store"}
 REDIS = LONE | {"Secret store-auth", "ConfigMap store"}
 MOONCAKE = {
     "ConfigMap master", "Service master", "Deployment master", "NetworkPolicy master",
@@ -29,12 +29,13 @@ CHILDREN: dict[str, set[str]] = {
     "sentinel": {
         "Secret store-auth", "Secret group-auth", "ConfigMap store", "Service members", "Service sentinel",
         "StatefulSet store", "StatefulSet sentinel", "PodDisruptionBudget store", "PodDisruptionBudget sentinel",
+        "NetworkPolicy store", "NetworkPolicy sentinel",
     },
     "mooncake": MOONCAKE | {"PodDisruptionBudget store"},
     "mooncake-ha": MOONCAKE | ETCD | {"PodDisruptionBudget store", "PodDisruptionBudget master"},
     "mooncake-etcd": MOONCAKE | ETCD,
     "lmcache-server": LONE,
-    "infinistore": LONE | {"NetworkPolicy store"},
+    "infinistore": LONE,
     "external-redis": set(),
     "external-sentinel": set(),
     "external-mooncake": set(),

@@ -34,6 +34,7 @@ def test_the_quickstart_has_these_children(make_pool: MakePool) -> None:
         "Secret demo-hash-seed",
         "ConfigMap demo-store",
         "ConfigMap demo-connector",
+        "NetworkPolicy demo-store",
         "Service demo-store",
         "Service demo-engine",
         "Deployment demo-store",

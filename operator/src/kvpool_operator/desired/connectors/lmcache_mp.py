@@ -2,6 +2,9 @@
 
 A DaemonSet, and a Service that leads each engine to the server of its own node. The server copies nothing from a GPU
 (``engine_driven``: engines send their blocks), so it needs neither the host's IPC nor devices, and CPU engines are served too.
+It asks nobody for a password: its NetworkPolicy is its only lock. A ``podTemplate`` of
+``spec.connector.server`` with ``hostNetwork`` takes that lock away: such Pods have their node's
+address, and no policy for Pods holds what reaches a node.
 Facts are those of lmcache 0.5.6: flags ``lmcache server --help``, the L2 store ``v1/distributed/l2_adapters/resp_l2_adapter.py``.
 """
 
@@ -19,6 +22,7 @@ from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.podpatch import merge_templates
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
+from kvpool_operator.desired.stores import parts
 
 COMPONENT = "lmcache"
 PORT, HTTP_PORT = 5555, 8080
@@ -75,12 +79,20 @@ def memory(pool: Pool) -> int:
 
 
 def children(pool: Pool) -> list[Manifest]:
-    """Service and DaemonSet.
+    """Return Service, NetworkPolicy and DaemonSet.
 
     Raises:
         ConfigError: as :func:`server_arguments`.
     """
-    return [_service(pool), _daemon_set(pool)]
+    return [_service(pool), _network_policy(pool), _daemon_set(pool)]
+
+
+def _network_policy(pool: Pool) -> Manifest:
+    """Return the policy that leaves blocks to engines and consumers.
+
+    The HTTP port is for the kubelet alone, whose probes no policy holds off.
+    """
+    return parts.network_policy(pool, names.lmcache(pool), COMPONENT, clients=[parts.tcp(PORT)])
 
 
 def _service(pool: Pool) -> Manifest:

@@ -93,12 +93,13 @@ def build(pool: Pool) -> list[Manifest]:
 
 
 def _network_policy(pool: Pool) -> Manifest:
-    members = [{"podSelector": {"matchLabels": names.selector(pool, COMPONENT)}}]
-    ingress = [
-        {"from": parts.pool_pods(pool), "ports": [parts.tcp(CLIENT_PORT)]},
-        {"from": members, "ports": [parts.tcp(PEER_PORT)]},
-    ]
-    return parts.network_policy(pool, names.etcd(pool), COMPONENT, ingress)
+    return parts.network_policy(
+        pool,
+        names.etcd(pool),
+        COMPONENT,
+        clients=[parts.tcp(CLIENT_PORT)],
+        others=[(parts.component_pods(pool, COMPONENT), [parts.tcp(PEER_PORT)])],
+    )
 
 
 def _stateful_set(pool: Pool, etcd: Etcd, ports: dict[str, int]) -> Manifest:

@@ -66,12 +66,14 @@ def build(pool: Pool) -> list[Manifest]:
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     template = parts.template(pool, parts.STORE, digest(command(backend)), spec)
-    # The control plane can purge the store, and asks nobody for a password.
-    ingress = [
-        {"from": parts.pool_pods(pool), "ports": [parts.tcp(PORT)]},
-        {"from": parts.operator_pods(pool), "ports": [parts.tcp(MANAGE_PORT)]},
-    ]
-    policy = parts.network_policy(pool, names.store(pool), parts.STORE, ingress)
+    policy = parts.network_policy(
+        pool,
+        names.store(pool),
+        parts.STORE,
+        clients=[parts.tcp(PORT)],
+        # The control plane can purge the store, and asks nobody for a password.
+        others=[(parts.operator_pods(pool), [parts.tcp(MANAGE_PORT)])],
+    )
     return [
         parts.service(pool, names.store(pool), parts.STORE, {"service": PORT}),
         policy,

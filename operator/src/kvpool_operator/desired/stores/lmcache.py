@@ -1,7 +1,8 @@
 """``lmcache_server`` run by kvpool: a dictionary behind TCP.
 
-It never evicts, so it grows until its memory limit ends it, empty again; it has no replication, no authentication and no
-metrics. Status says so. One Pod: replicas behind one Service would each have half of the blocks.
+It never evicts, so it grows until its memory limit ends it, empty again; it has no replication,
+no authentication and no metrics. Status says so. Its NetworkPolicy is its only lock. It is one Pod:
+replicas behind one Service would each have half of the blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ COMMAND = ["lmcache_server", "0.0.0.0", str(PORT)]  # noqa: S104  (inside the Po
 
 
 def build(pool: Pool) -> list[Manifest]:
-    """Service and Deployment; nothing for a pool with another store."""
+    """Service, NetworkPolicy and Deployment; nothing for a pool with another store."""
     backend = pool.spec.managed(StoreType.LMCACHE_SERVER)
     if backend is None:
         return []
@@ -45,5 +46,6 @@ def build(pool: Pool) -> list[Manifest]:
     template = parts.template(pool, parts.STORE, digest(COMMAND), spec)
     return [
         parts.service(pool, names.store(pool), parts.STORE, {"lm": PORT}),
+        parts.network_policy(pool, names.store(pool), parts.STORE, clients=[parts.tcp(PORT)]),
         parts.deployment(pool, names.store(pool), parts.STORE, template),
     ]

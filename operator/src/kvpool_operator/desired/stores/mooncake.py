@@ -109,19 +109,23 @@ def build(pool: Pool) -> list[Manifest]:
 def _network_policies(pool: Pool) -> list[Manifest]:
     """Blocks and their index for Pods of the pool. Administration, which can delete everything and knows no password, for the
     operator's namespace, and for the stores, which say there that they leave."""
-    own_stores = [{"podSelector": {"matchLabels": names.selector(pool, parts.STORE)}}]
-    users, operator = parts.pool_pods(pool), parts.operator_pods(pool)
-    masters = [
-        {"from": users, "ports": [parts.tcp(RPC_PORT)]},
-        {"from": [*operator, *own_stores], "ports": [parts.tcp(ADMIN_PORT)]},
-    ]
-    stores = [
-        {"from": users, "ports": [parts.tcp(*NAME_PORTS), parts.tcp(*DATA_PORTS)]},
-        {"from": operator, "ports": [parts.tcp(CLIENT_HTTP_PORT)]},
-    ]
+    operator = parts.operator_pods(pool)
+    administrators = [*operator, *parts.component_pods(pool, parts.STORE)]
     return [
-        parts.network_policy(pool, names.master(pool), MASTER, masters),
-        parts.network_policy(pool, names.store(pool), parts.STORE, stores),
+        parts.network_policy(
+            pool,
+            names.master(pool),
+            MASTER,
+            clients=[parts.tcp(RPC_PORT)],
+            others=[(administrators, [parts.tcp(ADMIN_PORT)])],
+        ),
+        parts.network_policy(
+            pool,
+            names.store(pool),
+            parts.STORE,
+            clients=[parts.tcp(*NAME_PORTS), parts.tcp(*DATA_PORTS)],
+            others=[(operator, [parts.tcp(CLIENT_HTTP_PORT)])],
+        ),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kvpool_operator.api import Backend
 from kvpool_operator.api.sections import Resources
 from kvpool_operator.desired import names
@@ -52,12 +54,35 @@ def pool_pods(pool: Pool) -> list[Manifest]:
     return [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}, consumers, *elsewhere]
 
 
+def component_pods(pool: Pool, component: str) -> list[Manifest]:
+    """Return the source that is one component of the pool, for a NetworkPolicy."""
+    return [{"podSelector": {"matchLabels": names.selector(pool, component)}}]
+
+
 def operator_pods(pool: Pool) -> list[Manifest]:
     """For a NetworkPolicy: the operator's namespace."""
     return [{"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: pool.settings.namespace}}}]
 
 
-def network_policy(pool: Pool, name: str, component: str, ingress: list[Manifest]) -> Manifest:
+def network_policy(
+    pool: Pool,
+    name: str,
+    component: str,
+    *,
+    clients: Sequence[Manifest],
+    others: Sequence[tuple[list[Manifest], Sequence[Manifest]]] = (),
+) -> Manifest:
+    """Return the NetworkPolicy of a component that kvpool runs. Every component has one from here.
+
+    A Pod that uses its node's network has the node's address, which no Pod selector matches: an
+    engine or consumer with ``hostNetwork`` needs a policy of the user's beside this one.
+
+    Args:
+        clients: ports for the pool's own Pods, the servers among them, and for consumers.
+        others: sources, and the ports that they may reach.
+    """
+    rules = [(pool_pods(pool), clients), *others]
+    ingress = [{"from": sources, "ports": list(ports)} for sources, ports in rules if ports]
     head = names.child(pool, "networking.k8s.io/v1", "NetworkPolicy", name, names.labels(pool, component))
     selector = {"matchLabels": names.selector(pool, component)}
     return head | {"spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}}

@@ -129,6 +129,14 @@ def build_service(pool: Pool) -> Manifest | None:
     return parts.service(pool, names.store(pool), COMPONENT, {"redis": PORT})
 
 
+def network_policy(pool: Pool) -> Manifest:
+    """Return the policy of the servers, of a lone one and of a group alike.
+
+    Servers of a group follow each other, and sentinels direct them, as Pods of the pool.
+    """
+    return parts.network_policy(pool, names.store(pool), COMPONENT, clients=[parts.tcp(PORT)])
+
+
 def build_deployment(pool: Pool) -> Manifest | None:
     backend = _lone(pool)
     if backend is None:
@@ -145,7 +153,8 @@ def build_deployment(pool: Pool) -> Manifest | None:
 def build(pool: Pool) -> list[Manifest]:
     """The lone server."""
     built = (build_auth_secret(pool), build_configmap(pool), build_service(pool), build_deployment(pool))
-    return [manifest for manifest in built if manifest is not None]
+    policies = [network_policy(pool)] if _lone(pool) is not None else []
+    return [*(manifest for manifest in built if manifest is not None), *policies]
 
 
 def programs(backend: Backend) -> tuple[str, str]:

@@ -110,6 +110,8 @@ def build(pool: Pool) -> list[Manifest]:
         parts.config_map(pool, names.store(pool), redis.COMPONENT, files(pool, backend)),
         parts.service(pool, names.members(pool), redis.COMPONENT, {"redis": redis.PORT}, headless=True),
         parts.service(pool, names.sentinel(pool), COMPONENT, {"sentinel": PORT}, headless=True),
+        redis.network_policy(pool),
+        parts.network_policy(pool, names.sentinel(pool), COMPONENT, clients=[parts.tcp(PORT)]),
         parts.budget(pool, names.store(pool), redis.COMPONENT),
         parts.budget(pool, names.sentinel(pool), COMPONENT),
         _servers(pool, backend),
