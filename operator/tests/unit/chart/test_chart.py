@@ -130,6 +130,18 @@ def test_the_webhooks_rights_are_over_named_objects(chart: Chart) -> None:
     ]
 
 
+def test_the_operators_ports_are_reached_and_no_others(chart: Chart) -> None:
+    values = {"webhook": {"port": 9999}}
+    policy = one(chart, "NetworkPolicy", values)["spec"]
+    pod = one(chart, "Deployment", values)["spec"]["template"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    ports = [port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]]
+    assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]} for port in ports]
+    (health,) = one(chart, "NetworkPolicy", {"webhook": {"enabled": False}})["spec"]["ingress"]
+    assert health["ports"][0]["port"] == 8080
+
+
 def webhooks(chart: Chart, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     made = manifests(chart, values)
     (found,) = [m for m in made if m["kind"] == "MutatingWebhookConfiguration"]
