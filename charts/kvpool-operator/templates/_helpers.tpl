@@ -147,3 +147,22 @@ namespaceSelector:
       values: {{ toJson . }}
     {{- end }}
 {{- end }}
+
+{{- /* Kinds of which pools have children, by group: what the admission policy confines. */ -}}
+{{- define "kvpool.childResources" -}}
+core: [configmaps, secrets, services]
+apps: [daemonsets, deployments, statefulsets]
+networking.k8s.io: [networkpolicies]
+policy: [poddisruptionbudgets]
+{{- end }}
+
+{{- /* Whether the API server has ValidatingAdmissionPolicies. Of a cluster Helm knows the kinds, "v1/Pod" among them; without one
+(helm template) it knows none unless it is told by --api-versions, and the version decides: they are in 1.30. */ -}}
+{{- define "kvpool.admissionPolicyServed" -}}
+{{- $versions := .Capabilities.APIVersions }}
+{{- $knowsKinds := $versions.Has "v1/Pod" }}
+{{- $isNew := semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}
+{{- if or ($versions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy") (and $isNew (not $knowsKinds)) -}}
+true
+{{- end }}
+{{- end }}

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from helm_python import Chart, HelmError, lint
 
-from kvpool_operator.api import Settings
+from kvpool_operator.api import API_VERSION, KIND, Settings
+from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL
 from kvpool_operator.kube import CHILD_KINDS, EVENT, LLM_SERVICES, NAMESPACE, POD, POOL, RAY_CLUSTER, WEBHOOKS
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
@@ -140,6 +141,42 @@ def test_the_operators_ports_are_reached_and_no_others(chart: Chart) -> None:
     assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]} for port in ports]
     (health,) = one(chart, "NetworkPolicy", {"webhook": {"enabled": False}})["spec"]["ingress"]
     assert health["ports"][0]["port"] == 8080
+
+
+def test_the_admission_policy_covers_all_that_the_operator_writes(chart: Chart) -> None:
+    policy = one(chart, "ValidatingAdmissionPolicy")["spec"]
+    covered = {
+        (group, version, resource)
+        for rule in policy["matchConstraints"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for version in rule["apiVersions"]
+        for resource in rule["resources"]
+    }
+    assert covered == {(kind.group, kind.version, kind.plural) for kind in CHILD_KINDS}
+    writes = {"create", "update", "patch", "delete", "deletecollection"}
+    elsewhere = {(POOL.group, f"{POOL.plural}/status"), (EVENT.group, EVENT.plural)}
+    written = {resource for resource, verbs in rules(chart).items() if verbs & writes}
+    assert {(group, resource) for group, _, resource in covered} == written - elsewhere
+    operations = {tuple(rule["operations"]) for rule in policy["matchConstraints"]["resourceRules"]}
+    assert operations == {("CREATE", "UPDATE", "DELETE")}
+    assert policy["failurePolicy"] == "Fail"
+    binding = one(chart, "ValidatingAdmissionPolicyBinding")["spec"]
+    assert binding == {"policyName": "kvpool-operator", "validationActions": ["Deny"]}
+
+
+def test_the_admission_policy_knows_the_operators_account_and_marks(chart: Chart) -> None:
+    policy = one(chart, "ValidatingAdmissionPolicy", {"serviceAccount": {"name": "robot"}})["spec"]
+    (condition,) = policy["matchConditions"]
+    assert condition["expression"] == "request.userInfo.username == 'system:serviceaccount:kvpool-system:robot'"
+    expressions = {variable["name"]: variable["expression"] for variable in policy["variables"]}
+    for name in ("willBeMarked", "isMarked"):
+        assert expressions[name].endswith(f"labels['{MANAGED_BY_LABEL}'] == '{MANAGED_BY}'")
+    group, _, _ = API_VERSION.partition("/")
+    assert f"'{group}/'" in expressions["isChild"]
+    assert f"'{KIND}'" in expressions["isChild"]
+    assert "'kvpool-operator-webhook'" in expressions["isCertificate"]
+    without = one(chart, "ValidatingAdmissionPolicy", {"webhook": {"enabled": False}})["spec"]["variables"]
+    assert without[0] == {"name": "isCertificate", "expression": "false"}
 
 
 def webhooks(chart: Chart, values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
