@@ -98,6 +98,11 @@ class Layout:
         return self.root / "log"
 
     @property
+    def audit_log(self) -> Path:
+        """What the API server was asked for by kvpool's operator, a JSON object a line."""
+        return self.log / "audit.log"
+
+    @property
     def containerd_socket(self) -> Path:
         """containerd's socket; its path is the longest of all sockets here."""
         return self.run / "containerd" / "containerd.sock"
