@@ -98,7 +98,7 @@ names:
 # on Pods that carry the operator's label.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # To say on a pool that Pods of others wait for a restart.
 - apiGroups: [events.k8s.io]
   resources: [events]

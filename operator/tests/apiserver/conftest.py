@@ -19,6 +19,8 @@ import pytest
 import yaml
 from helm_python import Chart
 
+from e2e.cluster.local.layout import Layout
+from e2e.cluster.settings import read_settings
 from testkit.patience import PATIENCE_S
 
 from .kubectl import FOREIGN_CRDS, Kubectl, eventually
@@ -162,13 +164,17 @@ class Operator:
             self.stop()
 
 
-def _install(kubectl: Kubectl, webhook_port: int) -> dict[str, Any]:
-    """What the chart installs, but for the Deployment: there is no node for it to run on. Returns the settings it made."""
+def _rendered(webhook_port: int) -> list[str]:
+    """Render the chart but for the Deployment: there is no node for it to run on."""
     with Chart.load(REPOSITORY / "charts" / "kvpool-operator") as chart:
         values = {"settings": SETTINGS, "webhook": {"url": f"https://127.0.0.1:{webhook_port}"}}
         rendered = chart.render(values, name="kvpool", namespace=SYSTEM)
-    texts = [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
-    kubectl("apply", "-f", "-", text="\n---\n".join(texts))
+    return [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
+
+
+def _install(kubectl: Kubectl, webhook_port: int) -> dict[str, Any]:
+    """Install the chart and return the settings that it made."""
+    kubectl("apply", "-f", "-", text="\n---\n".join(_rendered(webhook_port)))
     crd = "crd/kvcachepools.kvpool.dev"
     kubectl("wait", "--for=condition=Established", crd, f"--timeout={PATIENCE_S:.0f}s")
     settings = yaml.safe_load(kubectl.must_get("configmap", "kvpool-operator")["data"]["settings.yaml"])
@@ -187,8 +193,41 @@ def _kubeconfig(kubectl: Kubectl, path: Path) -> Path:
     return path
 
 
+class AuditLog:
+    """Reads what the operator's account asked the API server for since this session began."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Return all whole lines.
+
+        A cluster of another provider has no such log, nor has one that an earlier checkout started.
+        """
+        if not self._path.exists():
+            pytest.skip("this cluster's API server writes no audit log")
+        with self._path.open() as log:
+            log.seek(self._start)
+            text, _, _ = log.read().rpartition("\n")
+        return text.splitlines()
+
+
 @pytest.fixture(scope="session")
-def operator(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def audit_log(environment: dict[str, str]) -> AuditLog:
+    return AuditLog(Layout(read_settings(CLUSTER).root).audit_log)
+
+
+@pytest.fixture(scope="session")
+def chart_manifests() -> list[dict[str, Any]]:
+    """Return what the chart installs in this session, but for the webhook's address."""
+    return [one for text in _rendered(0) for one in yaml.safe_load_all(text) if one]
+
+
+@pytest.fixture(scope="session")
+def operator(
+    environment: dict[str, str], audit_log: AuditLog, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
     system = Kubectl(environment, SYSTEM)
     system.run("create", "namespace", SYSTEM)
     webhook_port = _free_port()

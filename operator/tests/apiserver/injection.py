@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .conftest import Operator
-from .kubectl import Kubectl
+from .kubectl import Kubectl, eventually
 
 SERVE_CONFIG = """\
 # An application with two models.
@@ -56,6 +56,13 @@ def create(kubectl: Kubectl, manifest: dict[str, Any]) -> str:
 
 def is_injected(body: dict[str, Any]) -> bool:
     return "kvpool.dev/injected" in body["metadata"].get("annotations", {})
+
+
+def await_trust(kubectl: Kubectl) -> None:
+    """Wait until the API server itself, which hears of another CA a moment later, believes the certificate."""
+    one = json.dumps(pod("asks", pool="nowhere/nothing"))
+    words = ("create", "--dry-run=server", "-o", "json", "-f", "-")
+    eventually(lambda: "kvpool.dev/skip-reason" in kubectl.run(*words, text=one).stdout, what="the webhook is asked")
 
 
 def calls(operator: Operator) -> int:

@@ -20,7 +20,7 @@ from cryptography import x509
 from testkit.patience import PATIENCE_S
 
 from .conftest import SYSTEM, Operator
-from .injection import annotations_of, calls, create, is_injected, pod
+from .injection import annotations_of, await_trust, calls, create, is_injected, pod
 from .kubectl import Kubectl, eventually
 
 SECRET = "kvpool-operator-webhook"
@@ -55,13 +55,6 @@ def quickly_rotated(environment: dict[str, str], operator: Operator) -> Iterator
     system("patch", "secret", SECRET, "--type=merge", "-p", json.dumps({"data": certificates}))
     operator.start()
     await_trust(system)
-
-
-def await_trust(kubectl: Kubectl) -> None:
-    """Until the API server itself, which hears of another CA a moment later, believes the certificate."""
-    one = json.dumps(pod("asks", pool="nowhere/nothing"))
-    words = ("create", "--dry-run=server", "-o", "json", "-f", "-")
-    eventually(lambda: "kvpool.dev/skip-reason" in kubectl.run(*words, text=one).stdout, what="the webhook is asked")
 
 
 def served(operator: Operator) -> tuple[int, str]:

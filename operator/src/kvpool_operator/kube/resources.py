@@ -1,4 +1,8 @@
-"""The resources that the operator touches. The chart's RBAC rules allow these and no others; a test compares the two."""
+"""The resources that the operator touches.
+
+The chart's RBAC rules allow these and no others: a unit test compares the two, and a test with an
+API server compares the rules with what the operator asks for.
+"""
 
 from __future__ import annotations
 

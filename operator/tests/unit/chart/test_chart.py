@@ -111,7 +111,7 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
     expected: dict[tuple[str, str], set[str]] = {(kind.group, kind.plural): children for kind in CHILD_KINDS}
     expected[POOL.group, POOL.plural] = {"get", "list", "watch"}
     expected[POOL.group, f"{POOL.plural}/status"] = {"patch"}
-    expected[POD.group, POD.plural] = {"get", "list", "watch"}
+    expected[POD.group, POD.plural] = {"list", "watch"}
     expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get"}
     expected[LLM_SERVICES[0].group, LLM_SERVICES[0].plural] = {"get"}
     expected[EVENT.group, EVENT.plural] = {"create"}
