@@ -48,7 +48,7 @@ def pool_pods(pool: Pool) -> list[Manifest]:
     consumers = {"podSelector": {"matchLabels": {names.CONSUMER_LABEL: pool.name}}}
     elsewhere = [
         {"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: namespace}}, **consumers}
-        for namespace in pool.spec.injection.allowed_namespaces
+        for namespace in pool.shared_with
         if namespace != pool.namespace
     ]
     return [{"podSelector": {"matchLabels": {names.POOL_LABEL: pool.name}}}, consumers, *elsewhere]
