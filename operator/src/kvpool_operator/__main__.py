@@ -24,6 +24,7 @@ from kvpool_operator.api import API_VERSION, PLURAL, Settings
 from kvpool_operator.handlers import health, scan, watches
 from kvpool_operator.handlers.health import Readiness
 from kvpool_operator.handlers.queue import WorkQueue
+from kvpool_operator.handlers.turns import Turns
 from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.kube import ApiError, Client, connect
 from kvpool_operator.observe.cache import Cache
@@ -82,6 +83,7 @@ async def wait_for_crd(client: Client, stop: asyncio.Event, *, pause: float = 2.
 async def run(settings: Settings, *, host: str, port: int, webhook_port: int, stop: asyncio.Event) -> None:
     """The whole operator, until ``stop``."""
     client, cache, consumers, timings = connect(), Cache(), Consumers(), Timings()
+    turns = Turns()
     pools, parents = Pools(client, time.monotonic), Parents(client, time.monotonic)
     queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
     reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
@@ -97,7 +99,7 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
             longest_in_hand=queue.longest_in_hand,
             missing=lambda: (*(() if watching.is_set() else (_WATCHES,)), *readiness.missing()),
             requests=client.requests,
-            further_metrics=timings.lines,
+            further_metrics=lambda: (*timings.lines(), *turns.lines()),
         ):
             await wait_for_crd(client, stop)
             informer = kopf.operator(
@@ -114,6 +116,7 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
             parts = [
                 informer,
                 workers.run(),
+                turns.watch(),
                 _fill(fill, workers.add, filled, partial(readiness.done, _CACHES)),
                 scan.run(client, consumers, parents, settings, workers.add, partial(readiness.done, _CONSUMERS)),
             ]

@@ -1,4 +1,4 @@
-"""Pools as somebody would write them who wants something of the operator that is not theirs. Pure."""
+"""Pools and Pods as somebody would write them who wants something of the operator that is not theirs. Pure."""
 
 from __future__ import annotations
 
@@ -85,6 +85,33 @@ def pools(count: int, seed: int) -> Iterator[dict[str, Any]]:
         for _ in range(draw.choice((1, 1, 2))):
             _spoil(spec, draw)
         yield spec
+
+
+KEYS = ("kvpool.dev/pool", "kvpool.dev/container", "kvpool.dev/memory", "kvpool.dev/injected", "kvpool.dev/skip-reason")
+"""Annotations that the operator reads or writes."""
+SCRIPTS = (
+    "vllm serve m " + "# " * 200_000,
+    "$(" * 2000,
+    "'" * 4999,
+    "vllm serve m --kv-transfer-config '{" + '"a":{' * 3000,
+    "exec vllm serve m --port 8000 | tee /tmp/x; " * 5000,
+    "vllm serve ${A:-${B:-${C}}} \\\n" * 5000,
+)
+"""Long, deeply nested and unfinished texts where a shell script would be."""
+
+
+def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """Yield so many pairs of annotations and fields of a container, the same ones for the same seed."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        annotations = {"kvpool.dev/pool": draw.choice(("demo", *TEXTS))}
+        annotations |= {key: draw.choice(TEXTS) for key in draw.sample(KEYS[1:], draw.randrange(3))}
+        container: dict[str, Any] = {}
+        if draw.random() < 0.5:
+            container = {"command": ["bash", "-c"], "args": [draw.choice((*SCRIPTS, *TEXTS))]}
+        elif draw.random() < 0.5:
+            container = {"args": ["--kv-transfer-config", draw.choice((*SCRIPTS, *TEXTS))]}
+        yield annotations, container
 
 
 def _spoil(spec: dict[str, Any], draw: random.Random) -> None:

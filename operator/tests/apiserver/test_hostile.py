@@ -1,4 +1,4 @@
-"""Hostile and mutated pools against the real API server and the operator: each is refused with a path, or has a condition."""
+"""Hostile and mutated pools and Pods against the real API server and the operator, which acts as its own account."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from kvpool_operator.kube import POOL, Client, NotFound, Refused, connect
+from kvpool_operator.kube import POD, POOL, Client, NotFound, Refused, connect
 from testkit.patience import PATIENCE_S
+from testkit.permissions import uses_of
 
 from . import hostile
-from .conftest import Operator
+from .conftest import POOL as POOL_SPEC
+from .conftest import SYSTEM, AuditLog, Operator
+from .injection import pod, pod_spec
 from .kubectl import Kubectl
 
 _log = logging.getLogger(__name__)
@@ -80,31 +83,101 @@ class Attack:
                 return
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(SAMPLE, id="a sample"), pytest.param(ALL, marks=pytest.mark.slow, id="all")]
-)
-@pytest.mark.timeout(40 * PATIENCE_S, func_only=True)
-def test_hostile_pools(kubectl: Kubectl, operator: Operator, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """No exception in the operator, and nothing without an answer that names the field or the condition."""
-    seed = int(os.environ.get("KVPOOL_HOSTILE_SEED", "14"))
-    before = len(operator.log)
+COUNTS = [pytest.param(SAMPLE, id="a sample"), pytest.param(ALL, marks=pytest.mark.slow, id="all")]
+SEED = int(os.environ.get("KVPOOL_HOSTILE_SEED", "14"))
+FOREIGN = ("kube-system", "kube-public", "kube-node-lease", "default")
+"""Namespaces in which no test has a pool."""
+LONGEST_TURN_S = 0.05
+"""Of the operator's event loop, in CPU time."""
+
+
+class Watched:
+    """What the operator did and said in the test."""
+
+    def __init__(self, operator: Operator, audit_log: AuditLog) -> None:
+        self._operator = operator
+        self._audit_log = audit_log
+        self._log_start = len(operator.log)
+        self._audit_start = len(audit_log.lines())
+
+    def assert_harmless(self) -> None:
+        """No exception; no request into a namespace of others, but to see whether it takes a pool."""
+        said = self._operator.log[self._log_start :]
+        assert "Traceback" not in said
+        assert "a fault of the operator" not in said
+        uses = uses_of((SYSTEM, "kvpool-operator"), self._audit_log.lines()[self._audit_start :])
+        assert uses
+        assert [use for use in uses if use.namespace in FOREIGN and use.resource != "namespaces"] == []
+        turns = [line for line in self._operator.metrics() if line.startswith("kvpool_operator_longest_turn_seconds ")]
+        _log.info("the longest turn of the event loop: %s", turns)
+        assert float(turns[0].split()[1]) < LONGEST_TURN_S
+
+
+@pytest.fixture
+def watched(operator: Operator, audit_log: AuditLog) -> Watched:
+    return Watched(operator, audit_log)
+
+
+@pytest.fixture
+def connected(kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of this process finds the test's cluster, as its administrator."""
     monkeypatch.setenv("KUBECONFIG", kubectl.environment["KUBECONFIG"])
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.timeout(40 * PATIENCE_S, func_only=True)
+def test_pools(kubectl: Kubectl, watched: Watched, count: int) -> None:
+    """Each is refused with a path, or has a status that names a condition."""
 
     async def attack() -> Attack:
         client = connect()
         try:
             found = Attack(client, kubectl.namespace)
-            await found.run(list(hostile.pools(count, seed)))
+            await found.run(list(hostile.pools(count, SEED)))
             return found
         finally:
             await client.close()
 
     found = asyncio.run(attack())
-    _log.info("seed %d: %d refused, %d with a status, faults: %s", seed, found.refused, found.reported, found.faults)
+    _log.info("seed %d: %d refused, %d with a status, faults: %s", SEED, found.refused, found.reported, found.faults)
     assert found.faults == []
     assert found.refused + found.reported == count
     assert found.refused > count / 4
     assert found.reported > count / 20
-    log = operator.log[before:]
-    assert "Traceback" not in log
-    assert "a fault of the operator" not in log
+    watched.assert_harmless()
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.timeout(40 * PATIENCE_S, func_only=True)
+def test_pods(kubectl: Kubectl, watched: Watched, count: int) -> None:
+    """Each is let in, with the cache or with a reason, or refused by the API server itself."""
+    kubectl.apply_pool("demo", POOL_SPEC)
+    kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
+
+    async def attack() -> list[str]:
+        client = connect()
+        faults: list[str] = []
+        try:
+            for number, (annotations, container) in enumerate(hostile.pods(count, SEED)):
+                body = pod(f"p{number}", annotations=annotations)
+                body["spec"] = pod_spec(**container)
+                body["metadata"]["namespace"] = kubectl.namespace
+                try:
+                    made = await client.create(POD, body)
+                except Refused:
+                    continue
+                marks = made["metadata"]["annotations"]
+                if annotations["kvpool.dev/pool"].strip() and not marks.keys() & {
+                    "kvpool.dev/injected",
+                    "kvpool.dev/skip-reason",
+                }:
+                    faults.append(f"{annotations}: {marks}")
+                await client.delete(POD, kubectl.namespace, body["metadata"]["name"], uid=made["metadata"]["uid"])
+        finally:
+            await client.close()
+        return faults
+
+    assert asyncio.run(attack()) == []
+    watched.assert_harmless()
