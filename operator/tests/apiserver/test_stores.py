@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def expected(pool: str) -> set[str]:
     return CHILDREN[pool] | (COMMON - {"Deployment engine"}) | engine
 
 
+def apply_example(kubectl: Kubectl, name: str) -> None:
+    """Apply it with the Secrets that it names, which its comments say how to make."""
+    text = (EXAMPLES / f"{name}.yaml").read_text()
+    for secret in sorted(set(re.findall(r"kubectl label secret (\S+) kvpool.dev/store-credentials=true", text))):
+        kubectl("create", "secret", "generic", secret, "--from-literal=password=x")
+        kubectl("label", "secret", secret, "kvpool.dev/store-credentials=true")
+    kubectl("apply", "-f", "-", text=text)
+
+
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.yaml")} == set(CHILDREN)
 
@@ -64,7 +74,7 @@ def test_an_example_has_its_children_and_the_api_server_takes_all_of_them(
     kubectl: Kubectl, operator: Operator, name: str
 ) -> None:
     logged = len(operator.log)
-    kubectl("apply", "-f", str(EXAMPLES / f"{name}.yaml"))
+    apply_example(kubectl, name)
     eventually(lambda: short(kubectl, name) == expected(name), what=f"the children of {name}: {expected(name)}")
     found = eventually(lambda: kubectl.condition(name, "ConfigRendered"), what="a status")
     assert found["status"] == "True", found
@@ -78,7 +88,7 @@ def test_an_example_has_its_children_and_the_api_server_takes_all_of_them(
 @pytest.mark.parametrize("name", sorted(set(CHILDREN) - NOT_RESTRICTED))
 def test_pods_of_stores_get_past_pod_security_restricted(kubectl: Kubectl, name: str) -> None:
     """The namespace enforces it, so Pods exist only if they conform."""
-    kubectl("apply", "-f", str(EXAMPLES / f"{name}.yaml"))
+    apply_example(kubectl, name)
     eventually(lambda: short(kubectl, name) == expected(name), what="children")
 
     def all_made() -> bool:
