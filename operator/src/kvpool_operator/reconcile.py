@@ -37,13 +37,6 @@ def _utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _allowed_namespaces(body: Mapping[str, Any]) -> list[str]:
-    """Return namespaces that a spec names which may be unreadable; nothing is checked, so nothing is relied on."""
-    injection = body.get("spec", {}).get("injection")
-    named = injection.get("allowedNamespaces") if isinstance(injection, Mapping) else None
-    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-
-
 def _last_config_hash(body: Mapping[str, Any]) -> str:
     """Return the hash of the configuration that the children were last given."""
     return str(body.get("status", {}).get("config", {}).get("hash", ""))
@@ -169,11 +162,8 @@ class Reconciler:
         return await self._observer.look(seen)
 
     async def _observe(self, key: PoolKey, body: Mapping[str, Any], spec: KVCachePoolSpec) -> Observed:
-        """All that the children depend on: known children, the external store, consents, and the pool's own Secrets."""
+        """All that the children depend on: the external store, consents, known children, and the pool's own Secrets."""
         metadata, calls = body["metadata"], _Calls()
-        await calls.answer(
-            "reading the pool's objects", self._observer.refresh_children(key, _allowed_namespaces(body)), None
-        )
         probe, (username, sentinel_username) = await self._observer.store_probe(key, spec)
         material = Material(
             store_password="", hash_seed="", external_username=username, sentinel_username=sentinel_username
@@ -182,6 +172,7 @@ class Reconciler:
         foreign = [name for name in spec.injection.allowed_namespaces if name != pool.namespace]
         consenting = await calls.answer("reading namespaces", self._consents.of(key, foreign), ())
         pool = dataclasses.replace(pool, shared_with=consenting)
+        await calls.answer("reading the pool's objects", self._observer.refresh_children(key, consenting), None)
         refusals: tuple[Refusal, ...] = ()
         try:
             filling = self._secrets.fill(pool, create=not spec.paused)

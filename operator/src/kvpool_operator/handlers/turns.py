@@ -10,8 +10,8 @@ _PAUSE_S = 0.005
 
 
 class Turns:
-    """Measures the longest turn of the loop since the start, in seconds of CPU time of its thread: on a host that is busy with
-    other work, time on the clock would say more about that work."""
+    """Measures the longest turn of the loop since it was last asked for, in seconds of CPU time of its thread: on a host that is
+    busy with other work, time on the clock would say more about that work."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
@@ -25,6 +25,7 @@ class Turns:
             self.longest_s = max(self.longest_s, time.thread_time() - began)
 
     def lines(self) -> Iterable[str]:
-        """Yield lines for /metrics."""
+        """Yield lines for /metrics, and begin anew."""
         yield "# TYPE kvpool_operator_longest_turn_seconds gauge"
         yield f"kvpool_operator_longest_turn_seconds {self.longest_s:.6f}"
+        self.longest_s = 0.0

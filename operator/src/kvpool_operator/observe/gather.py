@@ -78,11 +78,11 @@ class Observer:
         self._listed.pop(key, None)
         self._probed.pop(key, None)
 
-    async def refresh_children(self, key: PoolKey, granted: Iterable[str]) -> None:
+    async def refresh_children(self, key: PoolKey, consenting: Iterable[str]) -> None:
         """List the children when nobody did for a while: a watch that reconnects does not report what it missed.
 
         Args:
-            granted: namespaces in which copies may be, beside those where some are known.
+            consenting: namespaces in which copies may be, beside those where some are known.
         """
         now = self._clock()
         if now - self._listed.get(key, float("-inf")) < self._settings.resync_seconds:
@@ -91,7 +91,7 @@ class Observer:
         labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.POOL_LABEL: name}
         lists = [self._client.list(kind, namespace, labels=labels) for kind in CHILD_KINDS]
         known = {str(body["metadata"]["namespace"]) for body in self.children(key)}
-        elsewhere = sorted(known.union(granted) - {namespace})
+        elsewhere = sorted(known.union(consenting) - {namespace})
         copies = {**labels, names.POOL_NAMESPACE_LABEL: namespace}
         lists += [self._list_copies(kind, other, copies) for other in elsewhere for kind in (CONFIG_MAP, SECRET)]
         self._cache.replace(namespace, name, [body for bodies in await asyncio.gather(*lists) for body in bodies])

@@ -54,3 +54,4 @@ def test_metrics_name_it() -> None:
     turns = Turns()
     turns.longest_s = 0.0123
     assert list(turns.lines())[-1] == "kvpool_operator_longest_turn_seconds 0.012300"
+    assert list(turns.lines())[-1] == "kvpool_operator_longest_turn_seconds 0.000000"
