@@ -123,9 +123,9 @@ def _spoil(spec: dict[str, Any], draw: random.Random) -> None:
     if kind < 0.65:
         parent[path[-1]] = draw.choice(TEXTS)
     elif kind < 0.9:
-        parent[path[-1]] = draw.choice(VALUES)
+        parent[path[-1]] = copy.deepcopy(draw.choice(VALUES))
     elif isinstance(parent, dict):
-        parent[draw.choice(TEXTS)] = parent[path[-1]]
+        parent[draw.choice(TEXTS)] = copy.deepcopy(parent[path[-1]])
 
 
 def _places(value: Any, path: Path = ()) -> Iterator[Path]:

@@ -87,8 +87,8 @@ COUNTS = [pytest.param(SAMPLE, id="a sample"), pytest.param(ALL, marks=pytest.ma
 SEED = int(os.environ.get("KVPOOL_HOSTILE_SEED", "14"))
 FOREIGN = ("kube-system", "kube-public", "kube-node-lease", "default")
 """Namespaces in which no test has a pool."""
-LONGEST_TURN_S = 0.05
-"""Of the operator's event loop, in CPU time."""
+LONGEST_TURN_S = {SAMPLE: 0.2, ALL: 0.05}
+"""Of the operator's event loop, in CPU time: the goal for all of them, and more for the sample, since CI's hosts differ in speed."""
 
 
 class Watched:
@@ -101,7 +101,7 @@ class Watched:
         self._audit_start = len(audit_log.lines())
         _log.info("the longest turn of the event loop before: %.3f s", self._longest_turn_s())
 
-    def assert_harmless(self) -> None:
+    def assert_harmless(self, count: int) -> None:
         """No exception; no request into a namespace of others, but to see whether it takes a pool."""
         said = self._operator.log[self._log_start :]
         assert "Traceback" not in said
@@ -111,7 +111,7 @@ class Watched:
         assert [use for use in uses if use.namespace in FOREIGN and use.resource != "namespaces"] == []
         longest_s = self._longest_turn_s()
         _log.info("the longest turn of the event loop: %.3f s", longest_s)
-        assert longest_s < LONGEST_TURN_S
+        assert longest_s < LONGEST_TURN_S[count]
 
     def _longest_turn_s(self) -> float:
         """Return the longest one since this was asked last."""
@@ -152,7 +152,7 @@ def test_pools(kubectl: Kubectl, watched: Watched, count: int) -> None:
     assert found.refused + found.reported == count
     assert found.refused > count / 4
     assert found.reported > count / 20
-    watched.assert_harmless()
+    watched.assert_harmless(count)
 
 
 @pytest.mark.usefixtures("connected")
@@ -187,4 +187,4 @@ def test_pods(kubectl: Kubectl, watched: Watched, count: int) -> None:
         return faults
 
     assert asyncio.run(attack()) == []
-    watched.assert_harmless()
+    watched.assert_harmless(count)

@@ -10,6 +10,8 @@ from kvpool_operator.observe.gather import PoolKey
 
 _FRESH = 0.9
 """Share of the time between two looks for which an answer is believed."""
+_MOST_KNOWN = 10_000
+"""Namespaces that are remembered. Pools may name any number that do not exist."""
 
 
 class Consents:
@@ -43,6 +45,8 @@ class Consents:
         except (NotFound, Refused):
             body = {"metadata": {}}
         text = (body["metadata"].get("annotations") or {}).get(ACCEPTS, "")
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
         accepted = frozenset(pool.strip() for pool in text.split(","))
         self._known[namespace] = now, accepted
         return accepted
