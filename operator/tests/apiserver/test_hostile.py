@@ -88,7 +88,7 @@ SEED = int(os.environ.get("KVPOOL_HOSTILE_SEED", "14"))
 FOREIGN = ("kube-system", "kube-public", "kube-node-lease", "default")
 """Namespaces in which no test has a pool."""
 LONGEST_TURN_S = {SAMPLE: 0.2, ALL: 0.05}
-"""Of the operator's event loop, in CPU time: the goal for all of them, and more for the sample, since CI's hosts differ in speed."""
+"""Of the operator's event loop, in CPU time: the goal for all of them, and more for the sample, since hosts differ."""
 
 
 class Watched:
