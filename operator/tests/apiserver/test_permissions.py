@@ -69,6 +69,13 @@ def use_injection(kubectl: Kubectl) -> None:
     eventually(told, what="an Event about the missed Pod")
 
 
+def use_sharing(kubectl: Kubectl) -> None:
+    """Share a pool with a namespace, which is asked whether it takes the pool."""
+    shared = {"tiers": {"cpu": {"size": "1Gi"}}, "injection": {"allowedNamespaces": ["nowhere"]}}
+    kubectl.apply_pool("shared", shared)
+    kubectl.await_condition("shared", "InjectionReady", reason="NamespaceDoesNotAccept")
+
+
 def use_certificate(kubectl: Kubectl) -> None:
     """Have the webhook's certificate made, changed and announced."""
     system = Kubectl(kubectl.environment, SYSTEM)
@@ -91,6 +98,7 @@ def test_permissions_are_those_that_are_used(
 ) -> None:
     use_certificate(kubectl)
     use_injection(kubectl)
+    use_sharing(kubectl)
     use_stores(kubectl)
     comparison = compare(rights_of(ACCOUNT, chart_manifests), uses_of(ACCOUNT, audit_log.lines()))
     assert comparison.missing == ()
