@@ -43,3 +43,15 @@ def test_a_store_that_is_told_to_end() -> None:
             process.send_signal(signal.SIGTERM)
             assert process.stdout.read() == "a  b\n"
             assert process.wait(PATIENCE_S) == 5
+
+
+def test_a_store_that_is_told_to_end_while_it_starts() -> None:
+    """The shell passes the signal on from its first moment: without a trap it would end and leave the store behind."""
+    for _ in range(100):
+        with subprocess.Popen(
+            ended_by_sigterm(["sh", "-c", "echo there; exec sleep 60"]), stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "there\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM

@@ -44,8 +44,9 @@ while [ -n "$job" ] && [ "$still" -lt 30 ]; do
 done
 """
 _FIRST_PROCESS = r"""
+trap '[ -n "$!" ] && kill "$!" || early=1' TERM  # first of all: a store may be told to end while it starts
 "$0" "$@" & store=$!
-trap 'kill "$store"' TERM
+[ -z "$early" ] || kill "$store"
 wait "$store"; code=$?
 if kill -0 "$store" 2>/dev/null; then wait "$store"; code=$?; fi  # it was told to end, which ended the first wait
 exit "$code"
