@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from kvpool_operator.api.settings import Probes
@@ -30,6 +31,9 @@ class Dialer:
         self._probes = probes
         self._api_servers = tuple(api_servers) if probes.refuse_api_server else ()
         self._slots = asyncio.Semaphore(probes.at_a_time)
+        # A nameserver may never answer, and its thread waits on after the deadline. Threads of the event loop's own would
+        # then be missing where the webhook reads Pods.
+        self._resolvers = ThreadPoolExecutor(probes.at_a_time, "resolver")
 
     @asynccontextmanager
     async def connection(self, host: str, port: int, deadline_s: float) -> AsyncIterator[Connection]:
@@ -45,7 +49,7 @@ class Dialer:
             OSError: the name is not known, or nobody listens.
         """
         async with self._slots, asyncio.timeout(deadline_s):
-            addresses = await _addresses(host, port)
+            addresses = await self._addresses(host, port)
             refused = [address for address in addresses if await self._is_refused(address)]
             if refused:
                 raise AddressRefusedError(host)
@@ -57,21 +61,23 @@ class Dialer:
                 with suppress(OSError):
                     await writer.wait_closed()
 
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._resolvers, _addresses, host, port)
+
     async def _is_refused(self, address: str) -> bool:
         plain = _plain(address)
         if any(plain in network for network in self._probes.refused_networks if network.version == plain.version):
             return True
         for server in self._api_servers:
             with suppress(OSError):
-                if plain in {_plain(known) for known in await _addresses(server, 443)}:
+                if plain in {_plain(known) for known in await self._addresses(server, 443)}:
                     return True
         return False
 
 
-async def _addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a host, in the order in which they are to be tried."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _addresses(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, in the order in which they are to be tried. This may take as long as a nameserver likes."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -89,7 +92,7 @@ async def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.
     """A name that leads elsewhere when it is asked again gains nothing."""
     asked: list[str] = []
 
-    async def addresses(host: str, port: int) -> list[str]:
+    def addresses(host: str, port: int) -> list[str]:
         asked.append(host)
         return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
 
@@ -116,6 +119,26 @@ async def test_few_at_a_time() -> None:
     async with listener(b"+PONG\r\n") as (port, _):
         await asyncio.gather(*(ask(port) for _ in range(8)))
     assert most == 2
+
+
+async def test_names_that_are_not_answered_keep_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nameserver of the pool's author may never answer. The webhook reads Pods on the loop's threads, which must not wait."""
+    answers = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.wait(PATIENCE_S) and [])
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    dial = Dialer(Probes(at_a_time=4), ())
+
+    async def ask() -> None:
+        async with dial.connection("store.example", 6379, 0.2):
+            pass
+
+    try:
+        found = await asyncio.gather(*(ask() for _ in range(4)), return_exceptions=True)
+        assert [type(error) for error in found] == [TimeoutError] * 4
+        async with asyncio.timeout(PATIENCE_S / 4):
+            assert await asyncio.to_thread(lambda: "read") == "read"
+    finally:
+        answers.set()
 
 
 async def ask_group(primary_hosts: list[str], *answers: bytes) -> tuple[StoreProbe, bytearray]:
