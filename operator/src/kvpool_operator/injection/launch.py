@@ -165,3 +165,17 @@ def _uses_transformers(container: Mapping[str, Any], line: Sequence[str]) -> boo
         word == "--backend=huggingface" or (word == "--backend" and following == "huggingface")
         for word, following in zip(line, [*line[1:], ""], strict=True)
     )
+
+
+def possible_source(container: Mapping[str, Any]) -> str | None:
+    """Return the first object of ``envFrom`` that can hold ``SHELL_VARIABLE``, or None if none can.
+
+    What is in it cannot be seen here, and a variable in ``env`` takes the place of one from there.
+    """
+    for source in container.get("envFrom") or ():
+        if not SHELL_VARIABLE.startswith(source.get("prefix") or ""):
+            continue
+        for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+            if reference in source:
+                return f"{kind} {source[reference].get('name', '')}"
+    return None

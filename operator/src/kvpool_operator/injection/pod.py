@@ -164,7 +164,7 @@ def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
         added += [flags.HASH_ALGORITHM, connectors.HASH_ALGORITHM]
     if not added:
         return dict(container)
-    if variable is None and (source := _possible_source(container)) is not None:
+    if variable is None and (source := launch.possible_source(container)) is not None:
         raise Skip(
             Why.SHELL,
             f"{SHELL_VARIABLE} may come from {source} in envFrom, and ours would take its place: write the variable "
@@ -172,20 +172,6 @@ def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
         )
     entry = {"name": SHELL_VARIABLE, "value": " ".join([*([value] if value else []), *added])}
     return {**container, "env": merge_list(container.get("env") or [], [entry], "name")}
-
-
-def _possible_source(container: Mapping[str, Any]) -> str | None:
-    """Return the first object of ``envFrom`` that can hold ``SHELL_VARIABLE``, or None if none can.
-
-    What is in it cannot be seen here, and a variable in ``env`` takes the place of one from there.
-    """
-    for source in container.get("envFrom") or ():
-        if not SHELL_VARIABLE.startswith(source.get("prefix") or ""):
-            continue
-        for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
-            if reference in source:
-                return f"{kind} {source[reference].get('name', '')}"
-    return None
 
 
 def _words(text: str) -> list[str]:
