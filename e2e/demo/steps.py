@@ -250,9 +250,9 @@ class Play:
         )
 
     def _new_prompt(self) -> str:
-        """Return a prompt as long as the others that no engine has seen."""
+        """Return a prompt as long as the others that no engine has seen: its first words are new."""
         self._new_prompts += 1
-        return f"New {self._prompts[0]}".replace("Copy 1", f"copy {len(self._prompts) + self._new_prompts}", 1)
+        return f"New prompt {self._new_prompts}. {self._prompts[0]}"
 
     def _ask(self, engine: EngineName, prompt: str) -> Answer:
         return ask(self._stage.url(engine), self._stage.model, prompt)
