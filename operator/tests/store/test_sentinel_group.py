@@ -155,11 +155,22 @@ class Group:
         login = {"username": redis.USERNAME, "password": PASSWORD}
         return Sentinel(endpoints, sentinel_kwargs=login, socket_timeout=2, **login).master_for(sentinel.MASTER_NAME)  # type: ignore[no-any-return,no-untyped-call]
 
+    def known(self, host: str) -> bool:
+        """Whether the startup probe of a server says yes."""
+        script = self.configs[host] / "known.sh"
+        environment = {**os.environ, **self.environment(host)}
+        return subprocess.run(["sh", str(script)], env=environment, check=False, timeout=30).returncode == 0
+
     def keep_block(self) -> None:
         """Store a block, on all three servers."""
         with self.primary() as store:
             store.set("kept", b"block")
             assert store.execute_command("WAIT", 2, 5000) == 2
+
+    def as_group(self, host: str) -> client.Redis:
+        """A sentinel as the user that may direct it."""
+        login = {"username": redis.GROUP_USERNAME, "password": GROUP_PASSWORD}
+        return client.Redis(host=host, port=self.sentinel_port, socket_timeout=2, **login)  # type: ignore[arg-type]
 
     def kept_block(self) -> bool:
         """Whether it is still there."""
@@ -268,6 +279,24 @@ def test_a_primary_that_is_asked_to_leave_hands_over_first(group: Group) -> None
     subprocess.run(["sh", str(script)], env=environment, check=True, timeout=REPLACED_S)
     assert group.answers().count(leaving) <= 1  # the third sentinel hears of it a moment later
     assert group.settle("whole again") != leaving
+
+
+def test_a_server_has_begun_once_most_sentinels_know_it(group: Group) -> None:
+    """Sentinels that have just begun know the primary alone. Lost then, it would leave replicas that nobody directs."""
+    primary = group.settle("whole")
+    replica = next(host for host in group.hosts if host != primary)
+    assert group.known(primary)
+    assert group.known(replica)
+    os.kill(group.pods[primary].pid, signal.SIGSTOP)  # it can't name its replicas
+    try:
+        for host in group.sentinel_hosts[:2]:
+            with group.as_group(host) as asked:
+                asked.execute_command("SENTINEL", "RESET", sentinel.MASTER_NAME)
+        assert not group.known(replica)
+    finally:
+        os.kill(group.pods[primary].pid, signal.SIGCONT)
+    wait_until("both know it again", lambda: group.known(replica), WHOLE_S, 0.5)
+    group.settle("whole again")
 
 
 def test_a_group_that_lost_everything_has_one_primary_again(group: Group) -> None:

@@ -71,6 +71,18 @@ def test_a_group_has_three_servers_and_three_sentinels_with_budgets(make_pool: M
     assert f"maxmemory {redis.max_memory('1Gi', in_group=True)}\n" in files["redis.conf"]
 
 
+@pytest.mark.parametrize(("timeout_s", "least_s"), [(10, 300), (3600, 2 * 3600 + 300)])
+def test_a_server_of_a_group_may_wait_for_another_primary_before_it_begins(
+    make_pool: MakePool, timeout_s: int, least_s: int
+) -> None:
+    spec = f"{{backend: {{mode: Sentinel, sentinel: {{failoverTimeoutSeconds: {timeout_s}}}}}}}"
+    pool = make_pool(spec, group_password="g")
+    template = found(pool, "StatefulSet", "demo-store")["spec"]["template"]["spec"]
+    probe = template["containers"][0]["startupProbe"]
+    assert probe["exec"]["command"] == ["sh", f"{redis.CONFIG_DIRECTORY}/known.sh"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] > least_s
+
+
 def test_engines_ask_all_sentinels_as_their_own_user(make_pool: MakePool) -> None:
     remote = read(make_pool("{backend: {mode: Sentinel}}", group_password="g")).remote
     assert remote is not None

@@ -22,6 +22,9 @@ SENTINELS = 3
 QUORUM = 2
 ACL_KEY = "sentinels.acl"
 _GROUP_VARIABLE = "KVPOOL_GROUP_PASSWORD"
+_FILL_S = 300
+"""How long a server may take to be filled by the primary and to become known to the sentinels."""
+_STARTUP_PERIOD_S = 2
 
 
 def acl(password: str, group_password: str, former: str = "") -> str:
@@ -61,6 +64,30 @@ def sentinel_hosts(pool: Pool) -> list[str]:
     return [names.member_host(pool, service, number, service) for number in range(SENTINELS)]
 
 
+def _patience_s(settings: Sentinel) -> int:
+    """Return for how many seconds a server that lost its memory waits until another one is primary.
+
+    That is until a second attempt has ended. The first one may find no majority, and the next begins
+    twice the time-out later. Source: redis/src/sentinel.c, sentinelStartFailoverIfNeeded.
+    """
+    return 2 * (settings.down_after_seconds + settings.failover_timeout_seconds) + 10
+
+
+def _startup_probe(settings: Sentinel) -> Manifest:
+    """Return the probe by which a server has begun once most sentinels know it.
+
+    A server that they never come to know is started anew after its patience and `_FILL_S`.
+    """
+    longest_s = _patience_s(settings) + _FILL_S
+    return {
+        "exec": {"command": ["sh", f"{redis.CONFIG_DIRECTORY}/known.sh"]},
+        "periodSeconds": _STARTUP_PERIOD_S,
+        # Seven questions, two seconds each.
+        "timeoutSeconds": 15,
+        "failureThreshold": longest_s // _STARTUP_PERIOD_S,
+    }
+
+
 def files(pool: Pool, backend: Backend) -> dict[str, str]:
     """Configuration and scripts of servers and sentinels. No secrets: these come by the environment."""
     settings = backend.sentinel or Sentinel()
@@ -80,9 +107,7 @@ def files(pool: Pool, backend: Backend) -> dict[str, str]:
         "quorum": QUORUM,
         "down_after_ms": settings.down_after_seconds * 1000,
         "failover_timeout_ms": settings.failover_timeout_seconds * 1000,
-        # Until a second attempt has ended: the first one may find no majority (redis/src/sentinel.c,
-        # sentinelStartFailoverIfNeeded: the next begins twice the time-out later).
-        "patience_seconds": 2 * (settings.down_after_seconds + settings.failover_timeout_seconds) + 10,
+        "patience_seconds": _patience_s(settings),
     }
     members = names.service_host(pool, names.members(pool))
     sentinels = names.service_host(pool, names.sentinel(pool))
@@ -90,6 +115,7 @@ def files(pool: Pool, backend: Backend) -> dict[str, str]:
         "redis.conf": redis.config_file(backend, in_group=True),
         "group.sh": render("group.sh.j2", **common),
         "start-server.sh": render("start-server.sh.j2", **common, domain=members),
+        "known.sh": render("known.sh.j2", **common, domain=members),
         "leave.sh": render("leave.sh.j2", **common, domain=members),
         "start-sentinel.sh": render("start-sentinel.sh.j2", **common, domain=sentinels),
     }
@@ -137,8 +163,7 @@ def _servers(pool: Pool, backend: Backend) -> Manifest:
     container = redis.container(pool, backend, ["sh", f"{redis.CONFIG_DIRECTORY}/start-server.sh"])
     container["env"] = [*container["env"], *_environment(pool)]
     container["lifecycle"] = {"preStop": {"exec": {"command": ["sh", f"{redis.CONFIG_DIRECTORY}/leave.sh"]}}}
-    # A server that lost its memory waits before it begins, and a replica is filled before it answers.
-    container["startupProbe"] |= {"failureThreshold": 300}
+    container["startupProbe"] = _startup_probe(backend.sentinel or Sentinel())
     spec = pod_basics() | {
         "terminationGracePeriodSeconds": 45,
         "affinity": parts.affinity(pool, redis.COMPONENT),
