@@ -127,21 +127,29 @@ class Verdict:
 
 
 def judge(
-    samples: Sequence[Sample], dtype: Dtype, reference: Callable[[], AbstractContextManager[Reference]]
+    samples: Sequence[Sample],
+    dtype: Dtype,
+    reference: Callable[[], AbstractContextManager[Reference]],
+    asked: Callable[[int, int], None] = lambda done, of: None,
 ) -> Verdict:
     """Judge the texts of engines that ran in this type.
 
     Args:
         reference: starts vLLM alone; only called where the type needs it.
+        asked: is told after each text of vLLM alone how many of how many there are.
     """
     if one_arithmetic(dtype):
         first: dict[str, str] = {}
         for sample in samples:
             first.setdefault(sample.prompt, sample.answer.text)
-        right: Mapping[tuple[str, int], str] = {_question(sample): first[sample.prompt] for sample in samples}
+        right = {_question(sample): first[sample.prompt] for sample in samples}
         return Verdict(f"one text per prompt, cached or computed ({dtype})", _faults(samples, right))
+    questions = [*dict.fromkeys(map(_question, samples))]
+    right = {}
     with reference() as alone:
-        right = {question: alone.text(*question) for question in dict.fromkeys(map(_question, samples))}
+        for question in questions:
+            right[question] = alone.text(*question)
+            asked(len(right), len(questions))
     return Verdict(f"vLLM alone behind its own prefix cache, same split ({dtype})", _faults(samples, right))
 
 

@@ -16,6 +16,8 @@ from e2e.demo.stage import ENGINE_ARGUMENTS, Stage
 from e2e.demo.steps import Play, prompts, stopwatch
 from testkit.oracle import Alone, Verdict, judge
 
+_ANSWERS_PER_LINE = 5
+
 
 def main() -> int:
     """Entry point. The exit code is 0 only if everything that the demo promises was seen."""
@@ -46,7 +48,11 @@ def judged(play: Play, stage: Stage, say: Callable[[str], None]) -> Verdict:
         say("vLLM alone starts and says what is right")
         return Alone(Path(tempfile.mkdtemp(prefix="kvpool-oracle-")), stage.dtype, ENGINE_ARGUMENTS)
 
-    return judge(play.samples(), stage.dtype, alone)
+    def asked(done: int, of: int) -> None:
+        if done % _ANSWERS_PER_LINE == 0 or done == of:
+            say(f"  {done} of {of} texts of vLLM alone")
+
+    return judge(play.samples(), stage.dtype, alone, asked)
 
 
 def _play(stage: AbstractContextManager[Stage], say: Callable[[str], None]) -> int:

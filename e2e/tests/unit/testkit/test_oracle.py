@@ -84,7 +84,9 @@ def test_in_float32_a_prompt_has_one_text() -> None:
 
 def test_in_bfloat16_the_split_decides() -> None:
     right = [sample("p", "p/0", 0), sample("p", "p/64", 64)]
-    verdict = judge(right, "bfloat16", alone)
+    told: list[tuple[int, int]] = []
+    verdict = judge(right, "bfloat16", alone, lambda done, of: told.append((done, of)))
+    assert told == [(1, 2), (2, 2)]
     assert verdict.faults == ()
     assert "own prefix cache" in verdict.rule
     assert len(judge([*right, sample("p", "p/64", 32), sample("p", "p/64", 0)], "bfloat16", alone).faults) == 2
