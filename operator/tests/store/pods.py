@@ -64,7 +64,7 @@ class PodProcess:
 
     def __init__(self, name: str, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.name, self._command, self._folder = name, command, folder
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -79,7 +79,7 @@ class PodProcess:
         self._folder.mkdir(parents=True)
         with (self._folder.parent / f"{self.name}.{self._starts}.log").open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+                self._command, cwd=self._folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self._starts += 1
 
@@ -89,7 +89,7 @@ class PodProcess:
 
     def exec(self, command: list[str], **environment: str) -> None:
         """Run another program where this one runs, as a probe or a hook does."""
-        subprocess.run(command, env={**self._environment, **environment}, check=True, timeout=90)
+        subprocess.run(command, env={**self.environment, **environment}, check=True, timeout=90)
 
     @property
     def pid(self) -> int:
@@ -101,6 +101,14 @@ class PodProcess:
         """Of all of its processes."""
         pids = (int(place.name) for place in Path("/proc").glob("[0-9]*"))
         return {pid for pid in pids if _group_of(pid) == self.pid}
+
+    def pause(self) -> None:
+        """It stands still, as on a machine that has no core for it."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """As when the node is lost."""

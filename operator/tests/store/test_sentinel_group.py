@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,10 +54,9 @@ class Group:
         programs.mkdir()
         program_wrappers(programs)
         self.path = f"{programs}:{os.environ['PATH']}"
-        auth = work / "auth"
-        auth.mkdir()
-        (auth / redis.ACL_KEY).write_text(redis.acl(PASSWORD, GROUP_PASSWORD))
-        (auth / sentinel.ACL_KEY).write_text(sentinel.acl(PASSWORD, GROUP_PASSWORD))
+        self.auth = work / "auth"
+        self.auth.mkdir()
+        self.let_in(PASSWORD)
         self.first = ""
         """The primary when the group was new; the tests replace it, in any order."""
         self.configs: dict[str, Path] = {}
@@ -72,7 +70,7 @@ class Group:
                 f"$POD_NAME.demo-members.{pool.namespace}.svc.cluster.local": "$POD_NAME",
                 f"$POD_NAME.demo-sentinel.{pool.namespace}.svc.cluster.local": "$POD_NAME",
                 redis.CONFIG_DIRECTORY: str(config),
-                redis.AUTH_DIRECTORY: str(auth),
+                redis.AUTH_DIRECTORY: str(self.auth),
                 "/tmp": str(folder / "tmp"),  # noqa: S108  (the container's)
                 "bind * -::*": f"bind {host}",
             }
@@ -81,6 +79,32 @@ class Group:
             script = "start-server.sh" if host in self.hosts else "start-sentinel.sh"
             self.configs[host] = config
             self.pods[host] = PodProcess(host, ["sh", str(config / script)], folder / "tmp", self.environment(host))
+
+    def let_in(self, password: str, former: str = "") -> None:
+        """Write the users of servers and sentinels, as the kubelet does when the Secrets have changed."""
+        digest = redis.password_digest(former) if former else ""
+        for name, users in (
+            (redis.ACL_KEY, redis.acl(password, GROUP_PASSWORD, digest)),
+            (sentinel.ACL_KEY, sentinel.acl(password, GROUP_PASSWORD, digest)),
+        ):
+            fresh = self.auth / f"{name}.new"
+            fresh.write_text(users)
+            fresh.rename(self.auth / name)
+
+    def all_let_in(self, password: str) -> bool:
+        """Whether servers and sentinels all take a password of an engine."""
+        login = {**LOGIN, "password": password}
+        places = [
+            *((host, self.port) for host in self.hosts),
+            *((host, self.sentinel_port) for host in self.sentinel_hosts),
+        ]
+        for host, port in places:
+            with client.Redis(host=host, port=port, **login) as asked:  # type: ignore[arg-type]
+                try:
+                    asked.ping()
+                except RedisError:
+                    return False
+        return True
 
     def environment(self, host: str) -> dict[str, str]:
         return {"PATH": self.path, "POD_NAME": host, "KVPOOL_GROUP_PASSWORD": GROUP_PASSWORD}
@@ -252,22 +276,22 @@ def test_a_primary_that_restarts_waits_for_a_second_attempt_to_replace_it(group:
     """The first one fails, here because no replica answers; a vote without a majority costs the same."""
     lost = group.settle("whole")
     group.keep_block()
-    replicas = [group.pods[host].pid for host in group.hosts if host != lost]
+    replicas = [group.pods[host] for host in group.hosts if host != lost]
 
     def given_up() -> int:
         return sum(group.pods[host].log.count("-failover-abort-no-good-slave") for host in group.sentinel_hosts)
 
     before = given_up()
-    for process in replicas:
-        os.kill(process, signal.SIGSTOP)
+    for replica in replicas:
+        replica.pause()
     try:
         wait_until("all sentinels notice", group.replicas_are_down, REPLACED_S, 0.2)
         group.pods[lost].kill()
         group.pods[lost].start()
         wait_until("an attempt is given up", lambda: given_up() > before, REPLACED_S, 0.2)
     finally:
-        for process in replicas:
-            os.kill(process, signal.SIGCONT)
+        for replica in replicas:
+            replica.resume()
     assert group.settle("whole again") != lost
     assert group.kept_block()
 
@@ -287,16 +311,33 @@ def test_a_server_has_begun_once_most_sentinels_know_it(group: Group) -> None:
     replica = next(host for host in group.hosts if host != primary)
     assert group.known(primary)
     assert group.known(replica)
-    os.kill(group.pods[primary].pid, signal.SIGSTOP)  # it can't name its replicas
+    group.pods[primary].pause()  # it can't name its replicas
     try:
         for host in group.sentinel_hosts[:2]:
             with group.as_group(host) as asked:
                 asked.execute_command("SENTINEL", "RESET", sentinel.MASTER_NAME)
         assert not group.known(replica)
     finally:
-        os.kill(group.pods[primary].pid, signal.SIGCONT)
+        group.pods[primary].resume()
     wait_until("both know it again", lambda: group.known(replica), WHOLE_S, 0.5)
     group.settle("whole again")
+
+
+def test_a_password_is_changed_twice_without_a_fail_over(group: Group) -> None:
+    primary = group.settle("whole")
+    group.keep_block()
+    try:
+        group.let_in("second", PASSWORD)
+        wait_until("all take it", lambda: group.all_let_in("second"), WHOLE_S, 0.2)
+        assert group.all_let_in(PASSWORD)
+        group.let_in("third", "second")
+        wait_until("all take the next", lambda: group.all_let_in("third"), WHOLE_S, 0.2)
+        assert not group.all_let_in(PASSWORD)
+    finally:
+        group.let_in(PASSWORD)
+        wait_until("all take the first again", lambda: group.all_let_in(PASSWORD), WHOLE_S, 0.2)
+    assert group.settle("whole again") == primary
+    assert group.kept_block()
 
 
 def test_a_group_that_lost_everything_has_one_primary_again(group: Group) -> None:

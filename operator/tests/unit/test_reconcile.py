@@ -299,7 +299,7 @@ def edit_password(operator: Operator, password: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["Single", "Sentinel"])
-def test_a_password_that_is_changed_in_place_is_followed_by_the_store_alone(mode: str) -> None:
+def test_a_password_that_is_changed_in_place_rolls_nothing(mode: str) -> None:
     """The new one and the former one are valid, since Pods see a changed Secret at different times."""
     operator = Operator({**MANAGED, "backend": {"type": "Redis", **({} if mode == "Single" else {"mode": mode})}})
     operator.reconcile()
@@ -318,8 +318,7 @@ def test_a_password_that_is_changed_in_place_is_followed_by_the_store_alone(mode
             (line,) = [line for line in data_of(operator, name)[key].splitlines() if line.startswith("user kvpool ")]
             assert [word for word in line.split() if word.startswith("#")] == digests
         after = operator.server.children()
-        changed = {path.rpartition("/")[2] for path in after if after[path] != before[path] and "secrets" not in path}
-        assert changed == ({"demo-store"} if mode == "Single" else {"demo-store", "demo-sentinel"})
+        assert not [path for path in after if after[path] != before[path] and "secrets" not in path]
         assert data_of(operator, "demo-store-auth")["password"] == valid[0]
         settled = operator.server.children()
         operator.restart()

@@ -1,9 +1,9 @@
 """Random values of a pool: made once, and only if the cluster has none.
 
 Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. There are two ways
-to another one. Delete the Secret: the store and all engines then roll, because the Secret's uid is part of their configuration
-hash. Or change ``password`` in it, as tools that keep Secrets in step with a vault do: the store alone rolls and takes the new
-and the former password, and engines read the new one from their mounted file when they connect.
+to another one. Delete the Secret: all engines then roll, because the Secret's uid is part of their configuration hash. Or change
+``password`` in it, as tools that keep Secrets in step with a vault do: nothing rolls. The store takes the new and the former
+password over while it runs (``users.sh``), and engines read the new one from their mounted file when they connect.
 """
 
 from __future__ import annotations

@@ -45,15 +45,17 @@ def test_memory_is_request_and_limit_whatever_resources_say(make_pool: MakePool)
     }
 
 
-def test_the_probe_pings_as_the_engines_user_without_a_password_on_the_command_line(make_pool: MakePool) -> None:
+def test_the_probe_has_no_password_on_the_command_line(make_pool: MakePool) -> None:
     probe = container(make_pool("{backend: {type: Redis}}"))["readinessProbe"]["exec"]["command"]
-    assert probe == ["redis-cli", "-e", "--user", "kvpool", "ping"]
+    assert probe == ["sh", "/etc/kvpool-store-config/ping.sh", "127.0.0.1", "6379"]
 
 
 @pytest.mark.parametrize(
     ("kind", "variables"), [("Redis", {"REDISCLI_AUTH"}), ("Valkey", {"VALKEYCLI_AUTH", "REDISCLI_AUTH"})]
 )
-def test_the_probe_finds_the_password_in_its_environment(make_pool: MakePool, kind: str, variables: set[str]) -> None:
+def test_people_who_look_into_the_store_find_the_password_in_its_environment(
+    make_pool: MakePool, kind: str, variables: set[str]
+) -> None:
     environment = container(make_pool({"backend": {"type": kind}}))["env"]
     assert {variable["name"] for variable in environment} == variables
     assert all("secretKeyRef" in variable["valueFrom"] for variable in environment)
@@ -61,7 +63,9 @@ def test_the_probe_finds_the_password_in_its_environment(make_pool: MakePool, ki
 
 def test_valkey_has_its_own_programs_and_image(make_pool: MakePool) -> None:
     valkey = container(make_pool("{backend: {type: Valkey}}"))
-    assert valkey["command"][0] == "valkey-server"
+    config = redis.build_configmap(make_pool("{backend: {type: Valkey}}"))
+    assert config is not None
+    assert "exec valkey-server " in config["data"]["start-lone.sh"]
     assert "valkey" in valkey["image"]
 
 

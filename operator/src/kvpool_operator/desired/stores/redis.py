@@ -25,6 +25,8 @@ COMPONENT = parts.STORE
 DEFAULT_MEMORY = parts.DEFAULT_MEMORY
 AUTH_DIRECTORY = "/etc/kvpool-store"
 CONFIG_DIRECTORY = "/etc/kvpool-store-config"
+OWN_USERNAME = "kvpool-own"
+"""As whom a container talks to its own server; its password is drawn at each start and never leaves the container."""
 PASSWORD_KEY = "password"  # noqa: S105  (the key's name, not a password)
 ACL_KEY = "users.acl"
 _MAX_MEMORY_SHARE = 0.85
@@ -77,12 +79,6 @@ def acl(password: str, group_password: str = "", former: str = "") -> str:
     return users
 
 
-def secret_versions(pool: Pool) -> dict[str, str]:
-    """Return what changes with the users that a server reads at its start: a new Secret, or another password in it."""
-    former = {"former": pool.material.former_digest} if pool.material.former_digest else {}
-    return {"secret": pool.material.store_secret_uid, **former}
-
-
 def build_auth_secret(pool: Pool) -> Manifest | None:
     if pool.spec.managed_redis is None:
         return None
@@ -105,7 +101,6 @@ def config_file(backend: Backend, *, in_group: bool = False) -> str:
     return render(
         "redis.conf.j2",
         port=PORT,
-        acl_file=f"{AUTH_DIRECTORY}/{ACL_KEY}",
         max_memory=max_memory(parts.memory(backend), in_group=in_group),
         eviction=backend.eviction or "allkeys-lru",
         in_group=in_group,
@@ -120,7 +115,32 @@ def build_configmap(pool: Pool) -> Manifest | None:
     backend = _lone(pool)
     if backend is None:
         return None
-    return parts.config_map(pool, names.store(pool), COMPONENT, {"redis.conf": config_file(backend)})
+    return parts.config_map(pool, names.store(pool), COMPONENT, _files(backend))
+
+
+def _files(backend: Backend) -> dict[str, str]:
+    """Configuration and scripts of a lone server."""
+    common = script_values(backend)
+    return {
+        "redis.conf": config_file(backend),
+        "users.sh": render("users.sh.j2", **common),
+        "ping.sh": render("ping.sh.j2", **common),
+        "start-lone.sh": render("start-lone.sh.j2", **common),
+    }
+
+
+def script_values(backend: Backend) -> dict[str, object]:
+    """What the templates of all scripts take."""
+    server, client = programs(backend)
+    return {
+        "server": server,
+        "client": client,
+        "port": PORT,
+        "own_user": OWN_USERNAME,
+        "users_file": ACL_KEY,
+        "config_directory": CONFIG_DIRECTORY,
+        "auth_directory": AUTH_DIRECTORY,
+    }
 
 
 def build_service(pool: Pool) -> Manifest | None:
@@ -141,10 +161,11 @@ def build_deployment(pool: Pool) -> Manifest | None:
     backend = _lone(pool)
     if backend is None:
         return None
-    rolled_by = digest({"config": config_file(backend), **secret_versions(pool)})
+    # The Secret is not part of it: the server takes over who may log in while it runs.
+    rolled_by = digest({"config": _files(backend)})
     spec = pod_basics() | {
         "terminationGracePeriodSeconds": 5,  # nothing is saved
-        "containers": [container(pool, backend, [programs(backend)[0], f"{CONFIG_DIRECTORY}/redis.conf"])],
+        "containers": [container(pool, backend, ["sh", f"{CONFIG_DIRECTORY}/start-lone.sh"])],
         "volumes": volumes(pool),
     }
     return parts.deployment(pool, names.store(pool), COMPONENT, parts.template(pool, COMPONENT, rolled_by, spec))
@@ -168,7 +189,10 @@ def image(pool: Pool, backend: Backend) -> str:
 
 
 def password_variables(pool: Pool, backend: Backend) -> list[Manifest]:
-    """The password of the engines' user, where the command line client looks for it."""
+    """The password of the engines' user at the container's start, where the command line client looks for it.
+
+    For people who look into the store by ``kubectl exec``: probes have the container's own user.
+    """
     source = {"secretKeyRef": {"name": names.store_auth(pool), "key": PASSWORD_KEY}}
     return [{"name": name, "valueFrom": source} for name in _PASSWORD_VARIABLES[backend.type]]
 
@@ -194,10 +218,14 @@ def mounts() -> list[Manifest]:
     ]
 
 
+def ping_probe(port: int) -> Manifest:
+    """Return the part of a probe that asks a container's own server or sentinel for an answer."""
+    return {"exec": {"command": ["sh", f"{CONFIG_DIRECTORY}/ping.sh", "127.0.0.1", str(port)]}, "timeoutSeconds": 3}
+
+
 def container(pool: Pool, backend: Backend, command: list[str]) -> Manifest:
     """The server's container, whatever starts it."""
-    # PING as the user that engines are, so that "ready" means "usable". The password comes by the environment.
-    ping = {"exec": {"command": [programs(backend)[1], "-e", "--user", USERNAME, "ping"]}, "timeoutSeconds": 3}
+    ping = ping_probe(PORT)
     return {
         "name": names.STORE_CONTAINER,
         "image": image(pool, backend),

@@ -91,19 +91,14 @@ def _startup_probe(settings: Sentinel) -> Manifest:
 def files(pool: Pool, backend: Backend) -> dict[str, str]:
     """Configuration and scripts of servers and sentinels. No secrets: these come by the environment."""
     settings = backend.sentinel or Sentinel()
-    server, client = redis.programs(backend)
-    common = {
+    common: dict[str, object] = {
+        **redis.script_values(backend),
         "servers": server_hosts(pool),
         "sentinels": sentinel_hosts(pool),
-        "port": redis.PORT,
         "sentinel_port": PORT,
-        "server": server,
-        "client": client,
+        "sentinels_file": ACL_KEY,
         "group_user": redis.GROUP_USERNAME,
         "master_name": MASTER_NAME,
-        "config_directory": redis.CONFIG_DIRECTORY,
-        "auth_directory": redis.AUTH_DIRECTORY,
-        "acl_file": ACL_KEY,
         "quorum": QUORUM,
         "down_after_ms": settings.down_after_seconds * 1000,
         "failover_timeout_ms": settings.failover_timeout_seconds * 1000,
@@ -114,6 +109,8 @@ def files(pool: Pool, backend: Backend) -> dict[str, str]:
     return {
         "redis.conf": redis.config_file(backend, in_group=True),
         "group.sh": render("group.sh.j2", **common),
+        "users.sh": render("users.sh.j2", **common),
+        "ping.sh": render("ping.sh.j2", **common),
         "start-server.sh": render("start-server.sh.j2", **common, domain=members),
         "known.sh": render("known.sh.j2", **common, domain=members),
         "leave.sh": render("leave.sh.j2", **common, domain=members),
@@ -146,9 +143,7 @@ def build(pool: Pool) -> list[Manifest]:
 
 
 def _rolled_by(pool: Pool, backend: Backend) -> str:
-    material = pool.material
-    versions = redis.secret_versions(pool)
-    return digest({"config": files(pool, backend), **versions, "group": material.group_secret_uid})
+    return digest({"config": files(pool, backend), "group": pool.material.group_secret_uid})
 
 
 def _environment(pool: Pool) -> list[Manifest]:
@@ -177,11 +172,7 @@ def _servers(pool: Pool, backend: Backend) -> Manifest:
 
 
 def _sentinels(pool: Pool, backend: Backend) -> Manifest:
-    client = redis.programs(backend)[1]
-    ping = {
-        "exec": {"command": [client, "-e", "-p", str(PORT), "--user", redis.USERNAME, "ping"]},
-        "timeoutSeconds": 3,
-    }
+    ping = redis.ping_probe(PORT)
     container: Manifest = {
         "name": names.STORE_CONTAINER,
         "image": redis.image(pool, backend),
