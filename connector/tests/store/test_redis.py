@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ from connector.tests.store.contract import (
     soon,
 )
 from kvpool_connector.stores import Breaker
+from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.redis import RedisStore
 from testkit.patience import PATIENCE_S, promptly
 from testkit.servers import KeyValueServer, ServerKind, wait_until
@@ -138,6 +140,35 @@ def test_passwords(
     text = "".join(record.getMessage() for record in caplog.get_records("call")) + caplog.text
     assert PASSWORD not in text
     assert "forecastle" not in text
+
+
+def test_a_server_that_knows_the_former_password_alone(kind: ServerKind, connect: Connect, tmp_path: Path) -> None:
+    """A changed Secret comes to the engine's node before it comes to the server's."""
+    secret = tmp_path / "password"
+    secret.write_text(PASSWORD)
+    with KeyValueServer(kind, password=PASSWORD) as server:
+        assert connect(server, password_file=str(secret)).ping(soon()) is HIT
+        secret.write_text("the next one")
+        assert connect(server, password_file=str(secret)).ping(soon()) is HIT
+        with control(server, PASSWORD) as admin:
+            admin.config_set("requirepass", "the next one")
+        assert connect(server, password_file=str(secret)).ping(soon()) is HIT
+        secret.write_text("a wrong one")
+        with control(server, "the next one") as admin:
+            admin.config_set("requirepass", "a third one")
+        assert connect(server, password_file=str(secret)).ping(soon()) is FAILED
+
+
+def test_a_password_on_a_file_system_that_hangs(server: KeyValueServer, connect: Connect, tmp_path: Path) -> None:
+    """Nobody ever writes to the pipe. A read is given up at its deadline, as one from a server that is silent."""
+    pipe = tmp_path / "password"
+    os.mkfifo(pipe)
+    store = connect(server, password_file=str(pipe))
+    began = time.monotonic()
+    assert store.ping(soon(0.3)) is Outcome.STALLED
+    assert time.monotonic() - began < 5
+    with pipe.open("wb"):
+        pass  # the thread's read ends
 
 
 def test_a_rotated_password_is_read_again(kind: ServerKind, connect: Connect, tmp_path: Path) -> None:

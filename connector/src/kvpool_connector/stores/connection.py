@@ -17,7 +17,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from kvpool_connector.stores.resolver import RESOLVER, Unresolved
+from kvpool_connector.stores.questions import Unanswered
+from kvpool_connector.stores.resolver import RESOLVER
 
 Buffer = bytes | memoryview
 _READ_AHEAD = 4096
@@ -81,7 +82,7 @@ class Connection:
         except TimeoutError as error:
             if stall_s >= left:
                 raise Late(left) from None
-            raise error if isinstance(error, Unresolved) else Stalled(stall_s) from None
+            raise error if isinstance(error, Unanswered) else Stalled(stall_s) from None
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -193,7 +194,7 @@ def _dial(host: str, port: int, until: float) -> socket.socket:
     """Return a connected socket. Where a name has several addresses, each gets an equal share of the time that is left.
 
     Raises:
-        TimeoutError: the time passed; `Unresolved` where it was the name's.
+        TimeoutError: the time passed; `Unanswered` where it was the name's.
         OSError: the name has no address, or none of them takes the connection.
     """
     addresses = RESOLVER.addresses(host, port, until)

@@ -6,11 +6,11 @@ All readers raise TimeoutError, OSError or ProtocolDoubt, after which the connec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from kvpool_connector.config.remote import Credentials
 from kvpool_connector.stores.base import Outcome
 from kvpool_connector.stores.connection import Connection, ProtocolDoubt
+from kvpool_connector.stores.passwords import PASSWORDS
 from kvpool_connector.stores.stream import Refused
 
 Value = bytes | int | None | list["Value"]
@@ -81,14 +81,28 @@ def log_in(connection: Connection, credentials: Credentials, deadline: float) ->
 
     Raises:
         Refused: the server's reason.
-        OSError: the password's file cannot be read.
+        OSError: the password's file cannot be read, or not in time.
     """
     if credentials.password_file is not None:
-        # Read at every connection, so that a rotated Secret is taken up without a restart.
-        password = Path(credentials.password_file).read_bytes().strip()
-        user = [credentials.username.encode()] if credentials.username else []
-        expect_status(connection, [b"AUTH", *user, password], deadline)
+        _authenticate(connection, credentials.username or "", credentials.password_file, deadline)
     expect_status(connection, [b"PING"], deadline)
+
+
+def _authenticate(connection: Connection, username: str, file: str, deadline: float) -> None:
+    user = [username.encode()] if username else []
+    present, *former = PASSWORDS.to_try(file, deadline)
+    try:
+        expect_status(connection, [b"AUTH", *user, present], deadline)
+        taken = present
+    except Refused as refused:
+        if refused.word != "WRONGPASS" or not former:
+            raise
+        try:
+            expect_status(connection, [b"AUTH", *user, former[0]], deadline)
+        except Refused:
+            raise refused from None  # about the password that is meant to be right
+        taken = former[0]
+    PASSWORDS.was_taken(file, taken)
 
 
 def expect_status(connection: Connection, words: Sequence[bytes], deadline: float) -> None:
