@@ -12,8 +12,10 @@ import contextlib
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
+from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import guard
 
+logger = get_logger(__name__)
 NAME = guard.NAME
 
 
@@ -21,4 +23,8 @@ def register() -> None:
     """Make kvpool known to vLLM. May be called more than once in a process; the connector itself is not imported."""
     with contextlib.suppress(ValueError):  # known already
         KVConnectorFactory.register_connector(NAME, "kvpool_connector.vllm", NAME)
-    guard.watch(VllmConfig)
+    try:
+        guard.watch(VllmConfig)
+    except Exception as error:
+        # This runs in engines without kvpool as well, which must start whatever vLLM's configuration is like.
+        logger.warning("this vLLM's configurations are not watched: %s: %s", type(error).__name__, error)
