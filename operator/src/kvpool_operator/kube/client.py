@@ -184,10 +184,22 @@ class Client:
             )
         except httpx.HTTPError as error:
             raise ApiError(status=0, message=f"{method} {path}: {type(error).__name__}: {error}") from None
-        if response.is_success:
-            answer: dict[str, Any] = response.json()
-            return answer
-        raise _error(method, path, response)
+        if not response.is_success:
+            raise _error(method, path, response)
+        answer = _object(response)
+        if answer is None:
+            # A proxy or a load balancer in front of the API server.
+            raise ApiError(status=0, message=f"{method} {path}: the answer is no object of an API server")
+        return answer
+
+
+def _object(response: httpx.Response) -> dict[str, Any] | None:
+    """Return the JSON object that an answer holds; None where it holds something else."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
 def _list_path(resource: Resource, namespace: str) -> str:
@@ -206,10 +218,7 @@ def _object_path(resource: Resource, namespace: str, name: str, subresource: str
 
 def _error(method: str, path: str, response: httpx.Response) -> ApiError:
     """The API server's message, without the request's body: it may hold a Secret."""
-    try:
-        message = str(response.json().get("message", ""))
-    except ValueError:
-        message = ""
+    message = str((_object(response) or {}).get("message", ""))
     status = response.status_code
     if status == 500 and "failed to create typed patch object" in message:
         # A manifest with a field that the kind does not have (from a user's Pod template): it will never be accepted.

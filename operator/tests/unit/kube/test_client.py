@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from kvpool_operator.api.object_names import MOST_NAME, is_object_name
-from kvpool_operator.kube import POOL, SECRET, Client, NotFound, Refused
+from kvpool_operator.kube import POOL, SECRET, ApiError, Client, NotFound, Refused
 
 HOSTILE = [
     "",
@@ -100,3 +100,17 @@ def test_names_that_objects_have() -> None:
         assert is_object_name(name)
         asyncio.run(server.client.get(SECRET, "team", name))
     assert server.paths[1] == "/api/v1/namespaces/team/secrets/demo-store-auth"
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("text", ["<html>", "[]", "null", "[" * 100_000, ""])
+def test_an_answer_that_is_no_api_servers_is_an_error(status: int, text: str) -> None:
+    """Such as that of a proxy. Nothing but ApiError comes out of the client, which all callers expect."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, text=text))
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            await Client(http).get(SECRET, "team", "demo")
+
+    with pytest.raises(ApiError):
+        asyncio.run(ask())
