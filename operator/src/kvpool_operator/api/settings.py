@@ -85,16 +85,21 @@ class Probes(_Section):
         ipaddress.ip_network(network)
         for network in (
             "0.0.0.0/8",
+            "100.100.100.200/32",
             "127.0.0.0/8",
+            "168.63.129.16/32",
             "169.254.0.0/16",
             "224.0.0.0/4",
-            "::/128",
-            "::1/128",
+            "::/96",
+            "64:ff9b::/96",
+            "2002::/16",
+            "fd00:ec2::254/128",
             "fe80::/10",
             "ff00::/8",
         )
     )
-    """Loopback, link-local (the metadata services of clouds), multicast and unspecified addresses."""
+    """Loopback, link-local, multicast and unspecified addresses, the metadata services of clouds that are elsewhere (Alibaba
+    Cloud's, Azure's, EC2's over IPv6), and IPv6 that leads to any IPv4 address."""
     refuse_api_server: bool = True
     """Not the API server's address either."""
     at_a_time: int = Field(8, ge=1, le=256)

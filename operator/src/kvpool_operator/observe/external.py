@@ -69,9 +69,11 @@ async def _probe_group(
             last = found if last.state is not StoreState.UNKNOWN_MASTER else last
             continue
         host, port = found
-        primary = Target(host, port, external.database or 0, store.username, store.password)
-        known = group.trusts(host)
-        answer = await (probe(dial, primary) if known else probe_anonymously(dial, Target(host, port)))
+        if group.trusts(host):
+            answer = await probe(dial, Target(host, port, external.database or 0, store.username, store.password))
+        else:
+            # Whoever made the pool may have chosen the sentinel: what it says is not repeated.
+            answer = await probe_anonymously(dial, Target(host, port, called=f"the server that {target.where} names"))
         return replace(answer, detail=f"the primary of {group.master_name}: {answer.detail}")
     return last
 

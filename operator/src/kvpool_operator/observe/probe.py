@@ -44,13 +44,15 @@ class Target:
     database: int = 0
     username: str = ""
     password: str | None = None
+    called: str = ""
+    """What the status calls it; empty: by its address. For an address that a server named and nobody else."""
 
     def __repr__(self) -> str:
         return f"Target({self.where})"
 
     @property
     def where(self) -> str:
-        return f"{self.host}:{self.port}"
+        return self.called or f"{self.host}:{self.port}"
 
 
 async def probe(dial: Dialer, target: Target, *, deadline: float = 2.0) -> StoreProbe:
@@ -91,7 +93,7 @@ async def within(
             return await talk(reader, writer)
     except AddressRefusedError:
         return StoreProbe(
-            StoreState.ADDRESS_REFUSED, f"the operator does not ask the address that {target.host} leads to"
+            StoreState.ADDRESS_REFUSED, f"the operator does not ask the address that {target.where} leads to"
         )
     except TimeoutError:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {deadline:g} s")

@@ -59,6 +59,12 @@ async def listener(*answers: bytes) -> AsyncIterator[tuple[int, bytearray]]:
         "::ffff:169.254.169.254",
         "fe80::1",
         "224.0.0.1",
+        "::127.0.0.1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "fd00:ec2::254",
+        "100.100.100.200",
+        "168.63.129.16",
     ],
 )
 async def test_addresses_that_are_refused(host: str) -> None:
@@ -164,6 +170,20 @@ async def test_a_sentinel_does_not_get_the_password_sent_where_it_likes(hosts: l
     assert b"ann" not in heard
     assert found.state is StoreState.AVAILABLE
     assert "asks for a password" in found.detail
+
+
+@pytest.mark.parametrize("answer", [b"+PONG\r\n", b"HTTP/1.1 400\r\n"])
+async def test_what_a_sentinel_says_is_not_repeated(answer: bytes) -> None:
+    """Else any server's answer would be read in the status of a pool whose author chose that server."""
+    secret = "canary-" + "x" * 60
+    named = f"*2\r\n${len(secret)}\r\n{secret}\r\n$4\r\n6379\r\n".encode()
+    async with listener(named) as (sentinel, _):
+        group = {"masterName": "prime", "endpoints": [{"host": "127.0.0.1", "port": sentinel}]}
+        spec = parse_spec({"backend": {"type": "Redis", "external": {"sentinel": group}}})
+        found = await probe_external(Dialer(ANYWHERE, ()), spec, Login(), Login())
+    assert "canary" not in found.detail
+    told, _ = await ask_group([], answer)
+    assert "the server that 127.0.0.1:" in told.detail
 
 
 @pytest.mark.parametrize("hosts", [["127.0.0.1"], ["127.0.0.0/8"], ["redis.example", "127.0.0.1"]])
