@@ -298,6 +298,21 @@ def edit_password(operator: Operator, password: str) -> None:
     operator.restart()
 
 
+@pytest.mark.parametrize("name", ["demo-store-auth", "demo-group-auth", "demo-hash-seed"])
+def test_a_secret_of_somebody_elses_is_neither_mounted_nor_copied(name: str) -> None:
+    """It has the name of one of the pool's own. Nothing is written that leads to what it holds."""
+    operator = Operator({**MANAGED, "backend": {"type": "Redis", "mode": "Sentinel"}})
+    value = base64.b64encode(b"payroll").decode()
+    data = {"password": value, "seed": value, redis.ACL_KEY: value}
+    foreign = {"metadata": {"name": name, "namespace": "team", "uid": "theirs"}, "data": data}
+    operator.server.put(SECRET, foreign)
+    operator.reconcile()
+    assert operator.condition()[:2] != ("True", "Ready")
+    written = operator.server.children()
+    assert not [path for path, body in written.items() if "secrets" not in path or value in str(body)]
+    assert "does not belong to this pool" in str(operator.status)
+
+
 @pytest.mark.parametrize("mode", ["Single", "Sentinel"])
 def test_a_password_that_is_changed_in_place_rolls_nothing(mode: str) -> None:
     """The new one and the former one are valid, since Pods see a changed Secret at different times."""

@@ -88,7 +88,7 @@ class Children:
             live = await self._read(wanted)
         if live is not None:
             if owner_uid(live) != owner and not (is_copy(live) and pool_of(live) == pool_of(wanted)):
-                raise Refused(status=409, message=_taken(live))
+                raise Refused(status=409, message=taken(live))
             if _is_going(live) or self._is_as_wanted(live, wanted):
                 return
         answer = await self._write(wanted, live)
@@ -135,7 +135,8 @@ def _is_going(body: Mapping[str, Any]) -> bool:
     return "deletionTimestamp" in body["metadata"]
 
 
-def _taken(live: Mapping[str, Any]) -> str:
+def taken(live: Mapping[str, Any]) -> str:
+    """Return what to say of an object of somebody else's that has the name of a child."""
     name = live["metadata"]["name"]
     return f"{name} exists and does not belong to this pool: delete or rename it, or rename the pool or the engine"
 

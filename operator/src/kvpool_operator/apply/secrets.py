@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kvpool_operator.apply.children import taken
 from kvpool_operator.apply.compare import sign
 from kvpool_operator.desired import Manifest, Material, Pool, names, seed
 from kvpool_operator.desired.names import COMPONENT_LABEL
@@ -24,7 +25,7 @@ from kvpool_operator.status.observed import Refusal
 
 
 class SecretRefused(Exception):
-    """The API server refused to make a Secret: a quota or a policy of the namespace."""
+    """A Secret of the pool cannot be had: a quota or a policy of the namespace, or another one has its name."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -53,7 +54,7 @@ class SecretValues:
             create: make what is missing; otherwise leave it empty.
 
         Raises:
-            SecretRefused: one that is missing must not be made.
+            SecretRefused: one that is missing must not be made, or somebody else's has its name.
             ApiError: the API server did not answer.
         """
         if pool.spec.uses_sentinels:
@@ -107,6 +108,11 @@ class SecretValues:
             manifest = build(_with(pool, store_password=value, hash_seed=value, group_password=value))
             assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
             secret = await self._create(manifest)
+        if owner_uid(secret) != pool.uid:
+            # Pods would mount it, and accepting namespaces get a copy: what it holds is not for them.
+            like = build(pool)
+            assert like is not None  # noqa: S101  (as above)
+            raise SecretRefused(Refusal("Secret", name, taken(secret), like["metadata"]["labels"][COMPONENT_LABEL]))
         return decoded(secret, key).strip(), str(secret["metadata"]["uid"])
 
     async def _find(self, namespace: str, name: str) -> Mapping[str, Any] | None:
