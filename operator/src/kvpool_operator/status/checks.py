@@ -160,13 +160,23 @@ def managed_store_is_ready(seen: Observed) -> Finding | None:
 
 def store_lacks(seen: Observed) -> str:
     """Servers that are missing although the store works without them; empty: none."""
-    pool = seen.pool
-    counts = [(one, _ready_now(seen, one.name)) for one in stores.workloads(pool)] if pool else []
-    return "; ".join(
-        f"{one.kind} {one.name} has {ready} of {one.replicas} Pods ready"
-        for one, ready in counts
-        if ready < one.replicas
-    )
+    workloads = stores.workloads(seen.pool) if seen.pool else ()
+    return "; ".join(lack for one in workloads if (lack := _lack(seen, one)))
+
+
+def _lack(seen: Observed, workload: Workload) -> str:
+    """Return how many Pods one part of a store lacks, and why. It is empty if there are all of them.
+
+    Servers of an older configuration serve as well, but a roll-out that fails must be seen.
+    """
+    has = f"{workload.kind} {workload.name} has"
+    ready, (current, _) = _ready_now(seen, workload.name), replica_counts(seen, workload.name)
+    if ready < workload.replicas:
+        return f"{has} {ready} of {workload.replicas} Pods ready"
+    if current < workload.replicas:
+        counts = f"{current} of {workload.replicas} Pods ready with the current configuration"
+        return f"{has} {counts}{_because(seen, workload)}"
+    return ""
 
 
 def _ready_now(seen: Observed, name: str) -> int:
@@ -242,14 +252,17 @@ def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:
     """Pods that are ready with the current template, and Pods wanted.
 
     A workload's status may be about an older spec; then nothing of it counts, or a rollout would look finished before
-    it began.
+    it began. It does not say of which template the ready Pods are. So all older Pods count as ready,
+    and what is returned is the least number of new ones that can be.
     """
     body = seen.workloads.get(workload, {})
     wanted = int(body.get("spec", {}).get("replicas", 0))
     status = body.get("status", {})
     if status.get("observedGeneration", -1) < body.get("metadata", {}).get("generation", 0):
         return 0, wanted
-    return min(int(status.get("readyReplicas", 0)), int(status.get("updatedReplicas", 0))), wanted
+    ready, updated = int(status.get("readyReplicas", 0)), int(status.get("updatedReplicas", 0))
+    older = max(0, int(status.get("replicas", 0)) - updated)
+    return min(max(0, ready - older), updated), wanted
 
 
 def _troubles(seen: Observed, workload: str) -> str:

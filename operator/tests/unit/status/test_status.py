@@ -23,7 +23,9 @@ EXTERNAL: dict[str, Any] = {"backend": {"type": "Redis", "external": {"host": "r
 NOW = "2030-01-01T00:00:00Z"
 
 
-def deployment(ready: int, wanted: int, *, updated: int | None = None, generation: int = 1) -> dict[str, Any]:
+def deployment(
+    ready: int, wanted: int, *, updated: int | None = None, made: int | None = None, generation: int = 1
+) -> dict[str, Any]:
     return {
         "metadata": {"generation": 1},
         "spec": {"replicas": wanted},
@@ -31,6 +33,7 @@ def deployment(ready: int, wanted: int, *, updated: int | None = None, generatio
             "observedGeneration": generation,
             "readyReplicas": ready,
             "updatedReplicas": ready if updated is None else updated,
+            "replicas": wanted if made is None else made,
         },
     }
 
@@ -179,16 +182,44 @@ def test_a_store_that_starts_and_a_store_that_fails(healthy: Observed) -> None:
     [
         deployment(1, 2),
         deployment(2, 2, updated=1),
+        deployment(2, 2, updated=1, made=3),
+        deployment(2, 2, updated=2, made=3),
+        deployment(2, 2, updated=2, made=4),
         deployment(2, 2, generation=0),
         {},
     ],
-    ids=["one Pod missing", "old template", "status about an older spec", "no Deployment"],
+    ids=[
+        "one Pod missing",
+        "old template",
+        "a surge whose Pod fails",
+        "one of two fails",
+        "both fail beside the old ones",
+        "status about an older spec",
+        "no Deployment",
+    ],
 )
 def test_engines_are_not_ready(healthy: Observed, engine: dict[str, Any]) -> None:
     seen = dataclasses.replace(healthy, workloads={**healthy.workloads, "demo-engine": engine})
     found = conditions(seen)
     assert (found["EnginesReady"]["status"], found["EnginesReady"]["reason"]) == ("False", "EnginesStarting")
     assert found["Ready"]["status"] == "False"
+
+
+@pytest.mark.parametrize(("ready", "count"), [(1, "0"), (2, "1")])
+def test_a_new_pod_that_fails_beside_a_ready_old_one_is_told(healthy: Observed, ready: int, count: str) -> None:
+    """A Deployment that surges keeps the old Pod until the new one is ready, which may be never."""
+    late = deployment(ready, 2, updated=ready, made=ready + 1)
+    trouble = PodTrouble("demo-engine-x", "CrashLoopBackOff", "")
+    seen = dataclasses.replace(healthy, workloads={**healthy.workloads, "demo-engine": late})
+    assert build_status(seen, {}, NOW)["engines"][0]["ready"] == int(count)
+    found = conditions(dataclasses.replace(seen, troubles={"demo-engine": (trouble,)}))
+    assert (found["Ready"]["status"], found["Ready"]["reason"]) == ("False", "EnginePodsFailing")
+
+
+def test_a_lone_store_is_not_ready_while_its_new_pod_fails(healthy: Observed) -> None:
+    late = deployment(1, 1, updated=1, made=2)
+    seen = dataclasses.replace(healthy, workloads={**healthy.workloads, "demo-store": late})
+    assert conditions(seen)["BackendAvailable"]["reason"] == "StoreStarting"
 
 
 def test_a_refused_child_is_named_with_the_api_servers_words(healthy: Observed) -> None:

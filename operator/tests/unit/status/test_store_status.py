@@ -8,7 +8,7 @@ import pytest
 
 from kvpool_operator.desired import stores
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Observed, StoreProbe, StoreState
+from kvpool_operator.status.observed import Observed, PodTrouble, StoreProbe, StoreState
 
 from ..conftest import MakePool
 
@@ -58,6 +58,24 @@ def test_a_group_serves_without_one_of_each(make_pool: MakePool, ready: dict[str
     assert found["reason"] == reason
     if reason == "StoreDegraded":
         assert "StatefulSet demo-sentinel has 2 of 3 Pods ready" in found["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"updatedReplicas": 1}, {"replicas": 4}, {"observedGeneration": 0}],
+    ids=["old Pods", "a surge", "status about an older spec"],
+)
+def test_a_group_that_is_not_rolled_out_says_so(make_pool: MakePool, change: dict[str, int]) -> None:
+    """It serves; but a new Pod that crashes for ever must not look as if all were well."""
+    pool = make_pool({"backend": {"type": "Redis", "mode": "Sentinel"}}, group_password="g")
+    seen = {one.name: workload(one.replicas, one.replicas) for one in stores.workloads(pool)}
+    seen["demo-sentinel"]["status"] |= change
+    trouble = PodTrouble("demo-sentinel-2", "CrashLoopBackOff", "")
+    observed = Observed(generation=1, pool=pool, workloads=seen, troubles={"demo-sentinel": (trouble,)})
+    (found,) = [c for c in build_status(observed, {}, NOW)["conditions"] if c["type"] == "BackendAvailable"]
+    assert (found["status"], found["reason"]) == ("True", "StoreDegraded")
+    assert "of 3 Pods ready with the current configuration" in found["message"]
+    assert "Pod demo-sentinel-2: CrashLoopBackOff" in found["message"]
 
 
 def test_lmcaches_server_says_what_it_lacks(make_pool: MakePool) -> None:
