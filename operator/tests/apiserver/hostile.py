@@ -89,15 +89,42 @@ def pools(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 KEYS = ("kvpool.dev/pool", "kvpool.dev/container", "kvpool.dev/memory", "kvpool.dev/injected", "kvpool.dev/skip-reason")
 """Annotations that the operator reads or writes."""
+VARIABLE = "VLLM_ADDITIONAL_ARGS"
+"""Without it in a script the script is not read any further."""
 SCRIPTS = (
-    "vllm serve m " + "# " * 200_000,
-    "$(" * 2000,
-    "'" * 4999,
-    "vllm serve m --kv-transfer-config '{" + '"a":{' * 3000,
-    "exec vllm serve m --port 8000 | tee /tmp/x; " * 5000,
+    f"vllm serve m ${VARIABLE} " + "# " * 200_000,
+    f"vllm serve m ${VARIABLE} " + "# " * 30_000,
+    f"vllm serve m ${VARIABLE} '" + "x" * 60_000 + "'",
+    f"vllm serve m ${VARIABLE} '" + "x" * 900_000 + "'",
+    f"vllm serve m ${VARIABLE} " + "$(" * 2000,
+    f"vllm serve m ${VARIABLE} " + "'" * 4999,
+    f"vllm serve m ${VARIABLE} --kv-transfer-config '" + '{"a":' * 3000,
+    f"exec vllm serve m ${VARIABLE} --port 8000 | tee /tmp/x; " * 900,
     "vllm serve ${A:-${B:-${C}}} \\\n" * 5000,
 )
 """Long, deeply nested and unfinished texts where a shell script would be."""
+WORDS = (
+    "'" + "x" * 60_000 + "'",
+    "'" + "x" * 900_000 + "'",
+    "'" * 4999,
+    "--kv-transfer-config '" + '{"a":' * 3000,
+    "--a " * 15_000,
+)
+"""The like where arguments for a shell would be."""
+CONNECTORS = (
+    '{"a":' * 3000,
+    "[" * 5000,
+    "1" * 5000,
+    '{"kv_connector":"Other","a":' + '{"a":' * 500 + "1" + "}" * 501,
+    '{"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":['
+    + '{"a":' * 500
+    + "1"
+    + "}" * 500
+    + "]}}",
+    '{"kv_connector":"Other","a":"' + "x" * 900_000 + '"}',
+    '{"kv_connector":"\\ud800"}',
+)
+"""The like where the JSON of a connector would be."""
 
 
 def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
@@ -106,12 +133,25 @@ def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]
     for _ in range(count):
         annotations = {"kvpool.dev/pool": draw.choice(("demo", *TEXTS))}
         annotations |= {key: draw.choice(TEXTS) for key in draw.sample(KEYS[1:], draw.randrange(3))}
-        container: dict[str, Any] = {}
-        if draw.random() < 0.5:
-            container = {"command": ["bash", "-c"], "args": [draw.choice((*SCRIPTS, *TEXTS))]}
-        elif draw.random() < 0.5:
-            container = {"args": ["--kv-transfer-config", draw.choice((*SCRIPTS, *TEXTS))]}
-        yield annotations, container
+        yield annotations, draw.choice((_script, _variable, _connector, _nothing))(draw)
+
+
+def _script(draw: random.Random) -> dict[str, Any]:
+    return {"command": ["bash", "-c"], "args": [draw.choice((*SCRIPTS, *TEXTS))]}
+
+
+def _variable(draw: random.Random) -> dict[str, Any]:
+    value = draw.choice((*WORDS, *TEXTS))
+    script = f"vllm serve m ${VARIABLE}"
+    return {"command": ["bash", "-c"], "args": [script], "env": [{"name": VARIABLE, "value": value}]}
+
+
+def _connector(draw: random.Random) -> dict[str, Any]:
+    return {"args": ["--kv-transfer-config", draw.choice((*CONNECTORS, *TEXTS))]}
+
+
+def _nothing(draw: random.Random) -> dict[str, Any]:
+    return {}
 
 
 def _spoil(spec: dict[str, Any], draw: random.Random) -> None:

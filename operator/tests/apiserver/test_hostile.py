@@ -160,7 +160,8 @@ def test_pools(kubectl: Kubectl, watched: Watched, count: int) -> None:
 @pytest.mark.timeout(40 * PATIENCE_S, func_only=True)
 def test_pods(kubectl: Kubectl, watched: Watched, count: int) -> None:
     """Each is let in, with the cache or with a reason, or refused by the API server itself."""
-    kubectl.apply_pool("demo", POOL_SPEC)
+    # Of the policies, Multi looks closest at what is there: it copies and writes it.
+    kubectl.apply_pool("demo", {**POOL_SPEC, "injection": {"conflictPolicy": "Multi"}})
     kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
 
     async def attack() -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvpool_operator.injection.outcome import refuse_long
+
 TRANSFER = "--kv-transfer-config"
 HASH_ALGORITHM = "--prefix-caching-hash-algo"
 NO_CACHING = "--no-enable-prefix-caching"
@@ -82,12 +84,16 @@ def structured(words: Sequence[str], name: str) -> dict[str, Any] | None:
 
     Raises:
         ValueError: it is not a JSON object.
+        RecursionError: it is nested too deeply.
+        Skip: it is too long to be read.
     """
     found = find(words, name)
     if not found:
         return None
     dotted: dict[str, Any] = {}
     for flag in found:
+        for word in words[flag.start : flag.end]:
+            refuse_long(word, name, "shorten it")
         if flag.keys:
             _put(dotted, flag.keys, flag.value)
     if dotted:

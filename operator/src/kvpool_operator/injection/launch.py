@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvpool_operator.injection import names
-from kvpool_operator.injection.outcome import Skip, Why
+from kvpool_operator.injection.outcome import Skip, Why, refuse_long
 
 SHELL_VARIABLE = "VLLM_ADDITIONAL_ARGS"
 """KServe's LLMInferenceService puts it into the command of its shell script; vLLM itself does not know it."""
@@ -79,10 +79,22 @@ def words(container: Mapping[str, Any]) -> list[str]:
 
 
 def script(container: Mapping[str, Any]) -> str | None:
-    """The text that a shell runs; None where no shell is the command."""
+    """The text that a shell runs; None where no shell is the command.
+
+    Raises:
+        Skip: it is too long to be read.
+    """
     line = words(container)
     if not line or not _SHELLS.search(line[0]):
         return None
+    text = _run_by_shell(line)
+    fix = f"put it into a file, or name the container that runs vLLM in the annotation {names.CONTAINER}"
+    refuse_long(text, f"the shell script of container {container['name']}", fix)
+    return text
+
+
+def _run_by_shell(line: Sequence[str]) -> str:
+    """Return what a shell with this command line runs."""
     for place, word in enumerate(line[1:], start=1):
         if re.fullmatch(r"-[a-z]*c", word):
             return line[place + 1] if place + 1 < len(line) else ""

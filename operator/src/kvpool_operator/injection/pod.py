@@ -18,7 +18,7 @@ from kvpool_operator.injection import connectors, flags, launch, memory, names
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.launch import SHELL_VARIABLE, Launch, Style
 from kvpool_operator.injection.names import PoolKey
-from kvpool_operator.injection.outcome import Deny, Outcome, Skip, Why
+from kvpool_operator.injection.outcome import Deny, Outcome, Skip, Why, refuse_long
 
 CONFIG_FILE = f"{connector_config.DIRECTORY}/{connector_config.FILE}"
 ON_FAILURE = "KVPOOL_ON_FAILURE"
@@ -132,18 +132,28 @@ def _with_arguments(container: Mapping[str, Any], where: Launch, facts: Facts) -
     command, arguments = list(container.get("command") or []), list(container.get("args") or [])
     line = [*command, *arguments]
     _refuse_line(line, facts)
-    try:
-        existing = flags.structured(line, flags.TRANSFER)
-    except ValueError as error:
-        raise Skip(Why.UNREADABLE, f"{flags.TRANSFER} can't be read ({error}): write a JSON object after it") from None
-    wanted = connectors.combined(existing, facts.conflict_policy)
+    wanted = _transfer(line, facts)
     if wanted is not None:
-        if existing is not None:
-            command, arguments = flags.without(command, flags.TRANSFER), flags.without(arguments, flags.TRANSFER)
-        arguments += [flags.TRANSFER, connectors.to_json(wanted)]
+        command, arguments = flags.without(command, flags.TRANSFER), flags.without(arguments, flags.TRANSFER)
+        arguments += [flags.TRANSFER, wanted]
     if not flags.has(line, flags.HASH_ALGORITHM):
         arguments += [flags.HASH_ALGORITHM, connectors.HASH_ALGORITHM]
     return {**container, **({"command": command} if command else {}), "args": arguments}
+
+
+def _transfer(line: list[str], facts: Facts) -> str | None:
+    """Return the connectors that vLLM shall have, as JSON. It is None if ours is on this line.
+
+    Raises:
+        Skip: what is there can't be read, or is left alone.
+        Deny: the pool's conflict policy refuses it.
+    """
+    try:
+        wanted = connectors.combined(flags.structured(line, flags.TRANSFER), facts.conflict_policy)
+        return None if wanted is None else connectors.to_json(wanted)
+    except (ValueError, RecursionError) as error:
+        cause = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise Skip(Why.UNREADABLE, f"{flags.TRANSFER} can't be read ({cause}): write a JSON object after it") from None
 
 
 def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
@@ -152,6 +162,7 @@ def _with_shell_arguments(container: Mapping[str, Any], facts: Facts) -> Json:
     if variable is not None and "valueFrom" in variable:
         raise Skip(Why.SHELL, f"{SHELL_VARIABLE} comes from another object: set its value in the container")
     value = str((variable or {}).get("value") or "")
+    refuse_long(value, f"the variable {SHELL_VARIABLE} of container {container['name']}", "shorten it")
     line = [*_words(launch.script(container) or ""), *_words(value), *launch.positional(container)]
     _refuse_line(line, facts)
     existing = flags.find(line, flags.TRANSFER)
@@ -268,7 +279,8 @@ def _lacks_shared_memory(container: Mapping[str, Any], where: Launch) -> bool:
         return False
     ranks = flags.last(launch.words(container), flags.TENSOR_PARALLEL) or "1"
     mounted = {mount["mountPath"].rstrip("/") for mount in container.get("volumeMounts") or ()}
-    return ranks.isdecimal() and int(ranks) > 1 and names.SHM_DIRECTORY not in mounted
+    # Not as a number: Python reads none of more than some thousand digits.
+    return ranks.isdecimal() and ranks.lstrip("0") not in ("", "1") and names.SHM_DIRECTORY not in mounted
 
 
 def _init(image: str) -> Json:

@@ -29,6 +29,12 @@ _PASSING = frozenset({Why.POOL_NOT_READY, Why.NO_ANSWER})
 """Reasons that may hold no longer a moment later."""
 
 
+def _fault(request: Mapping[str, Any]) -> Skip:
+    """Log the exception that is being handled. Return the reason for the object, so that its owner reads of it."""
+    _log.exception("webhook: a fault of the operator at an object %s/%s", request.get("namespace"), request.get("name"))
+    return Skip(Why.FAULT, "a fault of the operator kept it from reading this object: see the operator's log")
+
+
 class Admission:
     """All decisions. One event loop."""
 
@@ -57,10 +63,12 @@ class Admission:
             return pod.skipped(body, None, Skip(Why.BAD_REFERENCE, str(error)))
         try:
             known = await self._facts(key, namespace)
-            # On a thread: a script of 1 MB takes a second to read, and other Pods wait on this loop.
+            # On a thread: a long script takes some time to read, and other Pods wait on this loop.
             return await asyncio.to_thread(pod.inject, body, known)
         except Skip as reason:
             return pod.skipped(body, key, reason)
+        except Exception:
+            return pod.skipped(body, key, _fault(request))
 
     async def rayservice(self, request: Mapping[str, Any]) -> Outcome | None:
         """For a RayService; None where it names no pool."""
@@ -74,7 +82,10 @@ class Admission:
             return rayservice.skipped(body, Skip(Why.BAD_REFERENCE, str(error)))
         except Skip as reason:
             return rayservice.skipped(body, reason)
-        return await asyncio.to_thread(rayservice.inject, body, known.conflict_policy, request.get("oldObject"))
+        try:
+            return await asyncio.to_thread(rayservice.inject, body, known.conflict_policy, request.get("oldObject"))
+        except Exception:
+            return rayservice.skipped(body, _fault(request))
 
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from kvpool_operator.api import Settings
+from kvpool_operator.injection import pod as pod_module
+from kvpool_operator.injection import rayservice as rayservice_module
+from kvpool_operator.injection.facts import Facts
+from kvpool_operator.injection.outcome import Outcome
 from kvpool_operator.observe import parents as parents_module
 from kvpool_operator.observe import pools as pools_module
 from kvpool_operator.observe.cache import Cache
@@ -15,7 +19,7 @@ from kvpool_operator.observe.pools import Pools
 from kvpool_operator.webhook import admission as admission_module
 from kvpool_operator.webhook.admission import Admission
 
-from ..injection.pods import pod, serve
+from ..injection.pods import facts, pod, serve
 from ..observe.api_server import ApiServer
 
 
@@ -69,3 +73,26 @@ async def test_a_pod_whose_pool_is_absent(server: ApiServer) -> None:
     outcome = await admission(server).pod(request(pod(serve())))
     assert outcome is not None
     assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("PoolMissing: ")
+
+
+async def test_a_fault_of_ours_is_a_reason_on_the_object(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that nobody takes it for a Pod that the webhook never saw."""
+
+    async def known(*_: Any) -> Facts:
+        return facts()
+
+    def broken(*_: Any) -> Outcome:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(Admission, "_facts", known)
+    monkeypatch.setattr(pod_module, "inject", broken)
+    monkeypatch.setattr(rayservice_module, "inject", broken)
+    for decide in (admission(server).pod, admission(server).rayservice):
+        body = pod(serve())
+        outcome = await decide(request(body))
+        assert outcome is not None
+        assert outcome.body["spec"] == body["spec"]
+        assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("OperatorFault: ")
+    assert "KeyError" in caplog.text
