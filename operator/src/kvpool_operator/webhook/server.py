@@ -20,8 +20,8 @@ from kvpool_operator.injection.outcome import Outcome
 
 _log = logging.getLogger(__name__)
 Decide = Callable[[Mapping[str, Any]], Awaitable[Outcome | None]]
-_BODY_LIMIT = 16 << 20
-"""An object has at most some 3 MB; an update carries two."""
+_BODY_LIMIT = 7 << 20
+"""Bytes of a review. An object has at most some 3 MB, and an update carries two."""
 _REMEMBERED = 1000
 
 
@@ -60,7 +60,7 @@ def _handler(decide: Decide, timings: Timings) -> Callable[[web.Request], Awaita
     async def handle(incoming: web.Request) -> web.Response:
         began = time.perf_counter()
         try:
-            asked = review.request_of(json.loads(await incoming.read()))
+            asked = review.request_of(await asyncio.to_thread(_parsed, await incoming.read()))
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n")
         answer = review.response(asked, await _decided(decide, asked))
@@ -69,6 +69,18 @@ def _handler(decide: Decide, timings: Timings) -> Callable[[web.Request], Awaita
         return response
 
     return handle
+
+
+def _parsed(body: bytes) -> Any:
+    """Return the JSON document of a body that anybody may have sent.
+
+    Raises:
+        ValueError: it is none, or it is nested too deeply.
+    """
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("the body is nested too deeply") from None
 
 
 async def _decided(decide: Decide, asked: Mapping[str, Any]) -> Outcome | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from kvpool_operator.injection.outcome import Outcome
+from kvpool_operator.webhook import server as server_module
 from kvpool_operator.webhook.server import Timings, application
 
 BODY = {"metadata": {"name": "p"}, "spec": {"a": 1}}
@@ -69,6 +72,43 @@ async def test_what_is_no_review_is_refused(document: Any) -> None:
     status, text = await ask(None, document)
     assert status == 400
     assert "AdmissionReview" in text
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"request":' * 5000, "{", "\xff"])
+async def test_what_cannot_be_parsed_is_refused(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    status, _ = await post(text.encode("latin-1"))
+    assert status == 400
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("size", "status"), [(6 << 20, 400), (8 << 20, 413)])
+async def test_no_more_is_read_than_the_api_server_sends(size: int, status: int) -> None:
+    assert (await post(b"[" + b" " * size + b"]"))[0] == status
+
+
+async def test_reviews_are_parsed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody in the cluster may send one, and all else waits on the loop."""
+    threads = set[int]()
+
+    def parse(_: bytes) -> Any:
+        threads.add(threading.get_ident())
+        return review()
+
+    monkeypatch.setattr(server_module, "_parsed", parse)
+    assert (await post(b""))[0] == 200
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def post(body: bytes) -> tuple[int, str]:
+    """Send a body to a path that lets everything pass. Return the answer's status and text."""
+
+    async def decide(_: Mapping[str, Any]) -> None:
+        return None
+
+    async with TestClient(TestServer(application({"/pods": decide}, Timings()))) as client:
+        answer = await client.post("/pods", data=io.BytesIO(body))
+        return answer.status, await answer.text()
 
 
 def test_quantiles() -> None:
