@@ -22,7 +22,7 @@ from kvpool_operator.apply.secrets import SecretRefused, SecretValues
 from kvpool_operator.apply.status import write_status
 from kvpool_operator.desired import Manifest, Material, Pool, connector_files, desired
 from kvpool_operator.kube import ApiError, Client
-from kvpool_operator.observe.cache import Cache
+from kvpool_operator.observe.cache import Cache, is_copy
 from kvpool_operator.observe.consent import Consents
 from kvpool_operator.observe.gather import Observer, PoolKey
 from kvpool_operator.status import events
@@ -31,6 +31,7 @@ from kvpool_operator.status.observed import WITHHELD, Consumer, Observed, Refusa
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+Default = TypeVar("Default")
 
 
 def _utc_now() -> str:
@@ -83,13 +84,18 @@ def _reason_to_hold(seen: Observed) -> str | None:
     return None
 
 
+def _copies_outside(namespaces: Sequence[str], children: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the copies for other namespaces that are in none of these."""
+    return [child for child in children if is_copy(child) and child["metadata"]["namespace"] not in namespaces]
+
+
 class _Calls:
     """Waits for calls of the API server, and notes those that it did not carry out."""
 
     def __init__(self) -> None:
         self.unanswered: list[Unanswered] = []
 
-    async def answer(self, what: str, call: Awaitable[Answer], otherwise: Answer) -> Answer:
+    async def answer(self, what: str, call: Awaitable[Answer], otherwise: Default) -> Answer | Default:
         """Return the call's answer, or ``otherwise`` where there is none."""
         try:
             return await call
@@ -153,12 +159,15 @@ class Reconciler:
             spec = parse_spec(body.get("spec", {}))
             check_templates(spec, self._settings)
         except InvalidSpec as error:
-            return Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
+            seen = Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
+            return await self._withdraw_unread(key, seen)
         seen = await self._observe(key, body, spec)
         planned = plan(seen)
         seen = planned.seen
         if planned.manifests is not None:
             seen = await self._apply(key, planned.manifests, seen)
+        elif seen.pool is not None and seen.consents_known:
+            seen = await self._withdraw(key, seen.pool.shared_with, seen)
         return await self._observer.look(seen)
 
     async def _observe(self, key: PoolKey, body: Mapping[str, Any], spec: KVCachePoolSpec) -> Observed:
@@ -170,7 +179,8 @@ class Reconciler:
         )
         pool = Pool(metadata["name"], metadata["namespace"], metadata["uid"], spec, material, self._settings)
         foreign = [name for name in spec.injection.allowed_namespaces if name != pool.namespace]
-        consenting = await calls.answer("reading namespaces", self._consents.of(key, foreign), ())
+        answered = await calls.answer("reading namespaces", self._consents.of(key, foreign), None)
+        consenting = answered or ()
         pool = dataclasses.replace(pool, shared_with=consenting)
         await calls.answer("reading the pool's objects", self._observer.refresh_children(key, consenting), None)
         refusals: tuple[Refusal, ...] = ()
@@ -186,6 +196,7 @@ class Reconciler:
             refusals=refusals,
             unanswered=tuple(calls.unanswered),
             unconsenting=tuple(name for name in foreign if name not in consenting),
+            consents_known=answered is not None,
             config_hash=_last_config_hash(body),
         )
 
@@ -196,6 +207,26 @@ class Reconciler:
         pruning = self._children.prune(self._observer.children(key), manifests, owner=owner)
         await calls.answer("deleting what is no longer wanted", pruning, None)
         return dataclasses.replace(seen, refusals=refusals, unanswered=(*unanswered, *calls.unanswered))
+
+    async def _withdraw(self, key: PoolKey, consenting: Sequence[str], seen: Observed) -> Observed:
+        """Delete the copies in other namespaces than these, also where nothing else is written.
+
+        They have passwords in them, and whoever owns a namespace must not wait for the pool's author.
+        """
+        calls = _Calls()
+        deleting = self._children.delete_copies(_copies_outside(consenting, self._observer.children(key)))
+        await calls.answer("deleting copies in namespaces that do not take the pool", deleting, None)
+        return dataclasses.replace(seen, unanswered=(*seen.unanswered, *calls.unanswered))
+
+    async def _withdraw_unread(self, key: PoolKey, seen: Observed) -> Observed:
+        """Do the same for a spec that can't be read: only the namespaces that have copies are known."""
+        calls = _Calls()
+        await calls.answer("reading the pool's objects", self._observer.refresh_children(key, ()), None)
+        copies = _copies_outside((), self._observer.children(key))
+        namespaces = sorted({str(copy["metadata"]["namespace"]) for copy in copies})
+        consenting = await calls.answer("reading namespaces", self._consents.of(key, namespaces), None)
+        seen = dataclasses.replace(seen, unanswered=tuple(calls.unanswered))
+        return seen if consenting is None else await self._withdraw(key, consenting, seen)
 
     async def _report(self, body: Mapping[str, Any], seen: Observed) -> dict[str, Any]:
         """Write the status if it says something new, and Events of what changed."""

@@ -285,6 +285,74 @@ def test_copies_stay_while_nobody_says_what_a_namespace_takes() -> None:
     assert operator.server.children() == before
 
 
+def copies(operator: Operator) -> list[str]:
+    return [path for path in operator.server.children() if "/namespaces/web/" in path]
+
+
+def withdraw(operator: Operator) -> None:
+    operator.server.put(NAMESPACE, {"metadata": {"name": "web"}})
+
+
+PAUSED = {**MANAGED, "paused": True}
+INVALID = {**MANAGED, "tiers": {"cpu": {"size": "none"}}}
+
+
+@pytest.mark.parametrize("spec", [PAUSED, INVALID], ids=["paused", "invalid"])
+def test_a_withdrawn_consent_is_followed_although_nothing_is_written(spec: dict[str, Any]) -> None:
+    """The copies have passwords in them, and the namespace is not the pool's."""
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    operator.write_pool(spec)
+    operator.reconcile()
+    before = operator.server.children()
+    assert copies(operator)
+    withdraw(operator)
+    operator.reconcile()
+    assert copies(operator) == []
+    assert operator.server.children().items() <= before.items()
+    assert len(operator.server.children()) == len(before) - 3
+
+
+def test_a_withdrawn_consent_is_followed_while_the_pool_is_held() -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    withdraw(operator)
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+    )
+    operator.reconcile()
+    assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
+    assert copies(operator) == []
+
+
+@pytest.mark.parametrize("spec", [PAUSED, INVALID], ids=["paused", "invalid"])
+def test_copies_stay_while_nothing_is_written_and_nobody_withdraws(spec: dict[str, Any]) -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    operator.write_pool(spec)
+    before = operator.server.children()
+    operator.reconcile()
+    withdraw(operator)
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path == "/api/v1/namespaces/web" else None
+    )
+    assert "reading namespaces: canary 500" in operator.reconcile()
+    assert operator.server.children() == before
+
+
+@pytest.mark.parametrize("spec", [PAUSED, INVALID], ids=["paused", "invalid"])
+def test_a_copy_that_could_not_be_deleted_is_tried_again(spec: dict[str, Any]) -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    operator.write_pool(spec)
+    withdraw(operator)
+    operator.server.fault = lambda _, request: answer_with(500) if request.method == "DELETE" else None
+    assert "canary 500" in operator.reconcile()
+    operator.server.fault = no_fault
+    assert operator.reconcile() == ""
+    assert copies(operator) == []
+
+
 def data_of(operator: Operator, name: str) -> dict[str, str]:
     data = operator.server.get(SECRET, "team", name)["data"]
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
