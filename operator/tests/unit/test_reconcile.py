@@ -285,6 +285,34 @@ def test_copies_stay_while_nobody_says_what_a_namespace_takes() -> None:
     assert operator.server.children() == before
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/api/v1/namespaces/web"), ("PATCH", "/api/v1/namespaces/web/configmaps/team.demo-connector")],
+    ids=["its Namespace", "a copy"],
+)
+def test_what_pods_of_a_namespace_lack_is_not_known_while_nobody_answers(method: str, path: str) -> None:
+    operator = Operator(MANAGED)
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if (request.method, request.url.path) == (method, path) else None
+    )
+    assert "canary 500" in operator.reconcile()
+    assert operator.condition("InjectionReady")[:2] == ("Unknown", "ApiServerFailing")
+
+
+def test_injection_is_not_ready_while_the_pool_is_held() -> None:
+    """Nothing is written for Pods of others either."""
+    operator = Operator(EXTERNAL)
+    operator.write_secret({})
+    operator.reconcile()
+    assert operator.condition("InjectionReady")[:2] == ("Unknown", "SecretNotOffered")
+    operator = Operator(MANAGED)
+    operator.server.fault = lambda _, request: (
+        answer_with(403) if request.method == "POST" and "secrets" in request.url.path else None
+    )
+    operator.reconcile()
+    assert operator.condition("InjectionReady")[:2] == ("Unknown", "ApplyRefused")
+
+
 def copies(operator: Operator) -> list[str]:
     return [path for path in operator.server.children() if "/namespaces/web/" in path]
 

@@ -51,10 +51,10 @@ def api_server_answered(seen: Observed) -> Finding | None:
 
 
 def children_are_as_wanted(seen: Observed) -> Finding | None:
-    """Nothing is written while a Secret can't be used; the store's condition says what to do about that."""
-    if seen.held is None or seen.unanswered or seen.refusals:
+    """Nothing is written while a Secret can't be used or made. The store's condition says what to do about that."""
+    if seen.held is None or seen.unanswered:
         return None
-    reason = seen.probe.state.value if seen.probe else "Held"
+    reason = seen.probe.state.value if seen.probe and not seen.refusals else "ApplyRefused"
     return Finding(reason, f"the pool's objects are left as they are: {seen.held}", "Unknown")
 
 

@@ -158,7 +158,7 @@ NOT_ACCEPTED = "NamespaceDoesNotAccept"
 
 def namespaces_take_the_pool(seen: Observed) -> Finding | None:
     """Whether each namespace that the pool is to be shared with says so itself."""
-    if seen.pool is None or not seen.unconsenting or seen.unanswered:
+    if seen.pool is None or not seen.unconsenting or not seen.consents_known:
         return None
     pool = f"{seen.pool.namespace}/{seen.pool.name}"
     names = ", ".join(seen.unconsenting)
@@ -172,19 +172,25 @@ def namespaces_take_the_pool(seen: Observed) -> Finding | None:
 
 def pods_use_the_pool(seen: Observed) -> Finding | None:
     """Pods that do not even serve come first, then missed ones: nobody told their owner anything."""
+    faults = ((State.FAILING, "PodsFailing"), (State.MISSED, "PodsMissed"), (State.SKIPPED, "PodsSkipped"))
+    findings = (_pods_that_are(seen, state, reason, "False") for state, reason in faults)
+    return next((finding for finding in findings if finding is not None), None)
+
+
+def pods_are_up_to_date(seen: Observed) -> Finding | None:
+    """Pods that use an older configuration are no fault. So this is the last check of its chain."""
+    return _pods_that_are(seen, State.OUTDATED, "PodsOutdated", "True")
+
+
+def _pods_that_are(seen: Observed, state: State, reason: str, status: str) -> Finding | None:
+    """Return a finding that names the Pods in this state. It is None if there are none."""
     if seen.pool is None or seen.pool.spec.injection.mode is InjectionMode.OFF:
         return None
     judged = _judged(seen)
-    for state, reason, status in (
-        (State.FAILING, "PodsFailing", "False"),
-        (State.MISSED, "PodsMissed", "False"),
-        (State.SKIPPED, "PodsSkipped", "False"),
-        (State.OUTDATED, "PodsOutdated", "True"),
-    ):
-        those = [(consumer, text) for consumer, found, text in judged if found is state]
-        if those:
-            return Finding(reason, f"{len(those)} of {len(judged)} Pods: {_listed(those)}", status)
-    return None
+    those = [(consumer, text) for consumer, found, text in judged if found is state]
+    if not those:
+        return None
+    return Finding(reason, f"{len(those)} of {len(judged)} Pods: {_listed(those)}", status)
 
 
 def _listed(those: Iterable[tuple[Consumer, str]]) -> str:

@@ -42,6 +42,9 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         consumers.secret_can_be_shared,
         consumers.namespaces_take_the_pool,
         consumers.pods_use_the_pool,
+        checks.children_are_as_wanted,
+        checks.api_server_answered,
+        consumers.pods_are_up_to_date,
     ),
 }
 """Also the order in which Ready names causes: a broken configuration explains engines that don't start."""

@@ -11,7 +11,7 @@ from kvpool_operator.desired import connector_files
 from kvpool_operator.status.consumers import waiting
 from kvpool_operator.status.events import of
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Consumer, Observed, Seen, StoreProbe, StoreState
+from kvpool_operator.status.observed import Consumer, Observed, Seen, StoreProbe, StoreState, Unanswered
 
 from ..conftest import MakePool
 
@@ -193,3 +193,12 @@ def test_the_message_names_three_and_counts_the_rest(seen: Observed) -> None:
     condition, _, _ = status(seen, *(consumer(f"p{number}") for number in range(9)))
     assert condition["message"].count("nothing was injected") == 3
     assert condition["message"].endswith("; and 6 more")
+
+
+def test_an_outdated_pod_hides_no_fault_of_the_api_server(seen: Observed) -> None:
+    old = consumer("a", mark="team/demo@old")
+    condition, _, _ = status(seen, old)
+    assert (condition["status"], condition["reason"]) == ("True", "PodsOutdated")
+    blind = dataclasses.replace(seen, unanswered=(Unanswered("writing ConfigMap x", "no"),))
+    condition, _, _ = status(blind, old)
+    assert (condition["status"], condition["reason"]) == ("Unknown", "ApiServerFailing")
