@@ -197,6 +197,7 @@ class Reconciler:
             unanswered=tuple(calls.unanswered),
             unconsenting=tuple(name for name in foreign if name not in consenting),
             consents_known=answered is not None,
+            children_known=self._observer.knows_children(key),
             config_hash=_last_config_hash(body),
         )
 

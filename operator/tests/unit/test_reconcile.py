@@ -313,6 +313,35 @@ def test_injection_is_not_ready_while_the_pool_is_held() -> None:
     assert operator.condition("InjectionReady")[:2] == ("Unknown", "ApplyRefused")
 
 
+def test_a_fresh_operator_says_nothing_of_children_that_it_could_not_list() -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    operator.restart()
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+    )
+    operator.reconcile()
+    for kind in ("Ready", "BackendAvailable", "EnginesReady"):
+        assert operator.condition(kind)[:2] == ("Unknown", "ApiServerFailing")
+        assert "reading the pool's objects: canary 500" in operator.condition(kind)[2]
+    assert not operator.status.keys() & {"engines", "enginesReady"}
+    operator.server.fault = no_fault
+    operator.reconcile()
+    assert operator.status["enginesReady"] == "1/1"
+
+
+def test_children_that_were_listed_once_are_known() -> None:
+    """Watches tell of them since."""
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    operator.server.fault = lambda _, request: (
+        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+    )
+    operator.reconcile()
+    assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
+    assert operator.status["enginesReady"] == "1/1"
+
+
 def copies(operator: Operator) -> list[str]:
     return [path for path in operator.server.children() if "/namespaces/web/" in path]
 

@@ -97,6 +97,10 @@ class Observer:
         self._cache.replace(namespace, name, [body for bodies in await asyncio.gather(*lists) for body in bodies])
         self._listed[key] = now
 
+    def knows_children(self, key: PoolKey) -> bool:
+        """Whether the children were ever listed. Watches tell of changes since then."""
+        return key in self._listed
+
     async def _list_copies(self, kind: Resource, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         """A namespace that the operator may not look into has no copies; applying them says so."""
         try:

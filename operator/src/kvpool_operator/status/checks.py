@@ -50,6 +50,11 @@ def api_server_answered(seen: Observed) -> Finding | None:
     )
 
 
+def children_are_known(seen: Observed) -> Finding | None:
+    """Come before what is judged by the pool's objects: an operator that could not list them sees none."""
+    return None if seen.children_known else api_server_answered(seen)
+
+
 def children_are_as_wanted(seen: Observed) -> Finding | None:
     """Nothing is written while a Secret can't be used or made. The store's condition says what to do about that."""
     if seen.held is None or seen.unanswered:

@@ -9,7 +9,7 @@ from kvpool_connector.config import format_bytes
 from kvpool_operator.api.connector_types import LIMITS, ConnectorType
 from kvpool_operator.desired import Pool, names, sizing
 from kvpool_operator.desired.connectors import lmcache_mp
-from kvpool_operator.status.checks import Finding
+from kvpool_operator.status.checks import Finding, children_are_known
 from kvpool_operator.status.observed import Observed
 
 
@@ -36,6 +36,8 @@ def server_memory_fits(seen: Observed) -> Finding | None:
     pool = seen.pool
     if pool is None or pool.spec.connector.type is not ConnectorType.LMCACHE_MP:
         return None
+    if (unknown := children_are_known(seen)) is not None:
+        return unknown
     spec = seen.daemon_sets.get(names.lmcache(pool), {}).get("spec", {}).get("template", {}).get("spec", {})
     containers: list[dict[str, Any]] = [
         one for one in spec.get("containers", ()) if one["name"] == names.LMCACHE_CONTAINER

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvpool_operator.api import StoreType
-from kvpool_operator.desired import names, stores
+from kvpool_operator.desired import Pool, names, stores
 from kvpool_operator.status import checks, connector, consumers
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
@@ -25,6 +25,7 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.not_judged,
         checks.store_was_written,
         checks.external_store_answers,
+        checks.children_are_known,
         checks.etcd_has_a_quorum,
         checks.managed_store_is_ready,
         checks.api_server_answered,
@@ -32,6 +33,7 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
     "EnginesReady": (
         checks.not_judged,
         checks.engines_were_written,
+        checks.children_are_known,
         connector.server_is_ready,
         checks.engine_pods_are_ready,
         checks.api_server_answered,
@@ -153,14 +155,8 @@ def _facts(seen: Observed) -> dict[str, Any]:
     pool = seen.pool
     assert pool is not None  # noqa: S101  (the caller looked)
     engines = [(engine, names.engine(pool, engine)) for engine in pool.spec.engines]
-    counts = [(checks.replica_counts(seen, deployment)[0], engine.replicas) for engine, deployment in engines]
     facts: dict[str, Any] = {
         "store": _store_word(seen),
-        "enginesReady": f"{sum(ready for ready, _ in counts)}/{sum(wanted for _, wanted in counts)}",
-        "engines": [
-            {"name": engine.name, "ready": ready, "desired": wanted}
-            for (engine, _), (ready, wanted) in zip(engines, counts, strict=True)
-        ],
         "endpoints": {
             "engines": [
                 {"name": engine.name, "url": f"http://{names.service_host(pool, service)}:{engine.port}"}
@@ -171,10 +167,24 @@ def _facts(seen: Observed) -> dict[str, Any]:
     address = stores.address(pool)
     if address:
         facts["endpoints"]["store"] = address
+    if seen.children_known:
+        facts |= _engine_counts(seen, pool)
     facts |= consumers.facts(seen)
     if seen.invalid_config is None and seen.config_hash:
         facts["config"] = {"hash": seen.config_hash}
     return facts
+
+
+def _engine_counts(seen: Observed, pool: Pool) -> dict[str, Any]:
+    """Return how many Pods of each engine are ready, and of all of them."""
+    ready = [checks.replica_counts(seen, names.engine(pool, engine))[0] for engine in pool.spec.engines]
+    return {
+        "enginesReady": f"{sum(ready)}/{sum(engine.replicas for engine in pool.spec.engines)}",
+        "engines": [
+            {"name": engine.name, "ready": count, "desired": engine.replicas}
+            for engine, count in zip(pool.spec.engines, ready, strict=True)
+        ],
+    }
 
 
 def _store_word(seen: Observed) -> str:

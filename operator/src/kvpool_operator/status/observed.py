@@ -128,6 +128,7 @@ class Observed:
         held: why the children were left as they are; None where they were not.
         config_hash: of the configuration that the children have; empty where there is none.
         unconsenting: namespaces that the pool is to be shared with and that do not say so themselves.
+        children_known: whether the pool's objects were ever listed; if not, nothing can be said of those that seem to lack.
         consents_known: whether the namespaces said which of them take the pool.
         fault: a fault of the operator itself ended the reconciliation.
         consumers: Pods of others that name the pool, in namespaces that may use it.
@@ -147,5 +148,6 @@ class Observed:
     config_hash: str = ""
     unconsenting: tuple[str, ...] = ()
     consents_known: bool = True
+    children_known: bool = True
     fault: bool = False
     consumers: tuple[Consumer, ...] = ()

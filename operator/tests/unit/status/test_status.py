@@ -9,7 +9,7 @@ import pytest
 
 from kvpool_operator.desired import desired, engines
 from kvpool_operator.status.fold import build_status, same
-from kvpool_operator.status.observed import Observed, PodTrouble, Refusal, StoreProbe, StoreState
+from kvpool_operator.status.observed import Observed, PodTrouble, Refusal, StoreProbe, StoreState, Unanswered
 
 from ..conftest import MakePool
 
@@ -102,6 +102,13 @@ def test_lmcaches_server_has_room_for_the_tier(
     if reason != "Fits":
         assert "may use 4 GiB on each node but needs 5 GiB" in found["message"]
         assert "spec.connector.server.podTemplate to at least 5Gi" in found["message"]
+
+
+def test_the_room_of_a_server_that_could_not_be_listed_is_not_known(make_pool: MakePool, healthy: Observed) -> None:
+    pool = make_pool({**SPEC, "connector": {"type": "LMCacheMP"}})
+    call = Unanswered("reading the pool's objects", "no")
+    seen = dataclasses.replace(healthy, pool=pool, children_known=False, unanswered=(call,))
+    assert conditions(seen)["SizingValid"]["status"] == "Unknown"
 
 
 def test_a_limit_that_is_just_enough_passes(make_pool: MakePool, healthy: Observed) -> None:
