@@ -62,7 +62,7 @@ def _marked(pod: Json, pool: PoolKey | None, *, injected: str | None = None, ski
         else:
             annotations[key] = value
     # The annotation may say anything, a label may not.
-    label = pool[1] if pool is not None and _LABEL.fullmatch(pool[1]) else "invalid"
+    label = pool[1] if pool is not None and injected is not None and _LABEL.fullmatch(pool[1]) else names.NO_POOL
     labels = {**(metadata.get("labels") or {}), names.CONSUMER: label}
     return {**pod, "metadata": {**metadata, "annotations": annotations, "labels": labels}}
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from kvpool_operator.injection.patch import diff
+from kvpool_operator.injection.pod import inject
 
 from .injected import changed, reason
 from .patches import applied
-from .pods import SIDECAR, TRANSFER, container, pod, serve
+from .pods import SIDECAR, TRANSFER, container, facts, pod, serve
 
 SCRIPT = ["sh", "-c", "vllm serve m $VLLM_ADDITIONAL_ARGS"]
 UNREADABLE = serve("--kv-transfer-config", "{not json")
@@ -113,7 +114,22 @@ def test_a_reason_goes_when_the_pod_is_injected_after_all() -> None:
 def test_a_pool_name_that_no_label_can_hold() -> None:
     for name in ("-a", "a/b", "x" * 64, "A b", ""):
         labels = changed(pod(serve()), key=("team", name))["metadata"]["labels"]
-        assert labels["kvpool.dev/consumer"] == "invalid"
+        assert labels["kvpool.dev/consumer"] == "No-Pool"
+
+
+def test_a_pod_that_is_left_as_it_is_enters_no_network_policy() -> None:
+    """Its label is there, so that the watch sees it. It is no pool's name, since those have no capital."""
+    label = skipped_label(pod(container(command=["nginx"])))
+    assert label == "No-Pool"
+    assert label != label.lower()
+    carried = pod(container(command=["nginx"]), labels={"kvpool.dev/consumer": "demo"})
+    assert skipped_label(carried) == "No-Pool"
+
+
+def skipped_label(body: dict[str, Any]) -> str:
+    found = inject(body, facts()).body["metadata"]
+    assert "kvpool.dev/skip-reason" in found["annotations"]
+    return str(found["labels"]["kvpool.dev/consumer"])
 
 
 def test_a_pod_of_900_kb() -> None:
