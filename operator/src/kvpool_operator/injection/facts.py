@@ -15,7 +15,7 @@ from kvpool_operator.api import (
     Settings,
     parse_spec,
 )
-from kvpool_operator.api.consent import ACCEPTS
+from kvpool_operator.api.consent import ACCEPTS, refusing
 from kvpool_operator.desired import Material, Pool, connector_config, disk, grants
 from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection.names import PoolKey
@@ -132,7 +132,7 @@ def _refuse_without_consent(key: PoolKey, body: Mapping[str, Any], namespace: st
     if namespace == key[0]:
         return
     for condition in body.get("status", {}).get("conditions", ()):
-        if condition.get("reason") == Why.NOT_ACCEPTED:
+        if condition.get("reason") == Why.NOT_ACCEPTED and namespace in refusing(str(condition.get("message", ""))):
             pool = "/".join(key)
             raise Skip(
                 Why.NOT_ACCEPTED,

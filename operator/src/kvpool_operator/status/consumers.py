@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvpool_operator.api import ConnectorType, Delivery, InjectionMode
-from kvpool_operator.api.consent import ACCEPTS
+from kvpool_operator.api.consent import ACCEPTS, refusal
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import grants
 from kvpool_operator.status.checks import Finding, refused
@@ -161,12 +161,11 @@ def namespaces_take_the_pool(seen: Observed) -> Finding | None:
     if seen.pool is None or not seen.unconsenting or not seen.consents_known:
         return None
     pool = f"{seen.pool.namespace}/{seen.pool.name}"
-    names = ", ".join(seen.unconsenting)
     command = f"kubectl annotate namespace {seen.unconsenting[0]} {ACCEPTS}={pool}"
     return Finding(
         NOT_ACCEPTED,
-        f"namespaces in spec.injection.allowedNamespaces that do not take this pool: {names}. Nothing is written there until "
-        f"their owner types {command} (several pools: separated by commas)",
+        f"{refusal(seen.unconsenting)}Nothing is written there until their owner types {command} (several pools: "
+        "separated by commas)",
     )
 
 

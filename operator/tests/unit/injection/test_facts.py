@@ -12,6 +12,8 @@ from kvpool_operator.injection import facts
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.names import BadReference, pool_key
 from kvpool_operator.injection.outcome import Skip
+from kvpool_operator.status.fold import build_status
+from kvpool_operator.status.observed import Observed
 
 from ..conftest import MakePool
 
@@ -93,6 +95,26 @@ def test_a_reason(spec: dict[str, Any] | None, namespace: str, there: bool, says
     with pytest.raises(Skip) as caught:
         gather(spec, namespace, there=there)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("refusing", "says"),
+    [
+        (("web",), "NamespaceDoesNotAccept: this namespace"),
+        (("other", "web"), "NamespaceDoesNotAccept: this namespace"),
+        (("other",), "PoolNotReady: ConfigMap"),
+        (("web2", "pool"), "PoolNotReady: ConfigMap"),
+    ],
+    ids=["this one", "this one, too", "another one", "others with like names"],
+)
+def test_a_namespace_is_blamed_only_if_it_is_the_one_that_refuses(
+    make_pool: MakePool, refusing: tuple[str, ...], says: str
+) -> None:
+    spec = {**MANAGED, "injection": {"allowedNamespaces": ["web", *refusing]}}
+    seen = Observed(generation=1, pool=make_pool(spec), unconsenting=refusing)
+    with pytest.raises(Skip) as caught:
+        gather(spec, "web", there=False, status=build_status(seen, {}, "t"))
+    assert str(caught.value).startswith(says)
 
 
 def test_a_secret_of_the_users_that_is_missing() -> None:
