@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from vllm import RequestOutput, SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
 
 from connector.tests.engine.harness import Engine, empty, prompt, remote, running
 from kvpool_connector.scheduler.lookups import Lookup
 from kvpool_connector.transfer import Tier
-from kvpool_connector.vllm.engine_view import RunningRequests
+from kvpool_connector.vllm.engine_view import RunningRequests, pass_tokens
 from kvpool_connector.vllm.handover import Role
 from testkit.servers import KeyValueServer, wait_until
 
@@ -47,6 +48,41 @@ def answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Lookup]:
     monkeypatch.setattr(admission._passes, "prefill_rate", 1e4)
     monkeypatch.setattr(admission._passes, "step_s", 0.1)
     return said
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "drafts", "tokens"),
+    [
+        ({}, {}, (0, 0)),
+        ({"prompt": 700, "last token of a prompt": 1}, {}, (700, 1)),
+        ({f"chat {number}": 1 for number in range(512)}, {}, (0, 512)),
+        ({"prompt": 700, "chat": 4, "other": 1}, {"chat": [7, 8, 9]}, (700, 5)),
+        ({"padded": 4, "prompt": 4}, {"padded": [-1, -1, -1]}, (4, 4)),
+    ],
+)
+def test_tokens_of_a_pass(scheduled: dict[str, int], drafts: dict[str, list[int]], tokens: tuple[int, int]) -> None:
+    """Drafts are decoded, and all that a request is given beyond them and one token is prefilled."""
+    step = SchedulerOutput.make_empty()
+    step.num_scheduled_tokens, step.scheduled_spec_decode_tokens = scheduled, drafts
+    step.total_num_scheduled_tokens = sum(scheduled.values())
+    assert pass_tokens(step) == tokens
+
+
+def test_passes_are_told_apart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM schedules for one request: its prompt in one pass, and then a token in each."""
+    launched: list[tuple[int, int]] = []
+    passes = engine.manager.pool.admission._passes
+    launch = passes.launch
+
+    def record(prefill_tokens: int, decode_tokens: int, now: float) -> int:
+        launched.append((prefill_tokens, decode_tokens))
+        return launch(prefill_tokens, decode_tokens, now)
+
+    monkeypatch.setattr(passes, "launch", record)
+    (output,) = engine.llm.generate([prompt(77)], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
+    assert output.prompt_token_ids is not None
+    ran = [tokens for tokens in launched if any(tokens)]
+    assert ran == [(len(output.prompt_token_ids), 0)] + [(0, 1)] * 3
 
 
 def _beside_another(engine: Engine, text: str) -> list[int]:

@@ -40,7 +40,7 @@ class Clock:
 
 def compute(admission: Admission, clock: Clock, tokens: int, seconds: float) -> None:
     """Run a pass of so many tokens that takes so long; the clock goes on by it."""
-    number = admission.pass_launched(tokens)
+    number = admission.pass_launched(tokens, 0)
     clock.now += seconds
     admission.pass_ended(number)
 

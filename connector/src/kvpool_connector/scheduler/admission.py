@@ -61,9 +61,9 @@ class Admission:
         self._speeds[tier].read(nbytes, seconds, at_most=at_most)
         self._decide(tier)
 
-    def pass_launched(self, tokens: int) -> int:
+    def pass_launched(self, prefill_tokens: int, decode_tokens: int) -> int:
         """See :meth:`Passes.launch`."""
-        return self._passes.launch(tokens, self._clock())
+        return self._passes.launch(prefill_tokens, decode_tokens, self._clock())
 
     def pass_ended(self, number: int) -> None:
         """See :meth:`Passes.end`."""

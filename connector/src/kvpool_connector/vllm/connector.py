@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvpool_connector.log import get_logger
-from kvpool_connector.vllm.engine_view import RunningRequests
+from kvpool_connector.vllm.engine_view import RunningRequests, pass_tokens
 from kvpool_connector.vllm.half import StopOrContinue
 from kvpool_connector.vllm.handover import held_elsewhere, offer, promised
 from kvpool_connector.vllm.keys import covered
@@ -174,7 +174,7 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
         stock = super().build_connector_meta(scheduler_output)
         assert isinstance(stock, OffloadingConnectorMetadata)
         orders = self._manager.take_orders()
-        pass_number = self._manager.pass_launched(scheduler_output.total_num_scheduled_tokens)
+        pass_number = self._manager.pass_launched(*pass_tokens(scheduler_output))
         return KVPoolMetadata(stock.load_jobs, stock.store_jobs, stock.jobs_to_flush, orders, pass_number)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:

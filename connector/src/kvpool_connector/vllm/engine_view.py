@@ -11,7 +11,24 @@ from kvpool_connector.vllm.handover import Role
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+
+def pass_tokens(scheduled: SchedulerOutput) -> tuple[int, int]:
+    """Return how many tokens a step prefills and how many it decodes.
+
+    A request that decodes is given one token and its drafts, and one that prefills is given more,
+    also where it computes again what it had before it was preempted. The last token of a prompt
+    alone costs what a decode costs.
+    """
+    drafts = scheduled.scheduled_spec_decode_tokens
+    decode_tokens = sum(
+        tokens
+        for request, tokens in scheduled.num_scheduled_tokens.items()
+        if tokens <= 1 + len(drafts.get(request, ()))
+    )
+    return scheduled.total_num_scheduled_tokens - decode_tokens, decode_tokens
 
 
 class RunningRequests:

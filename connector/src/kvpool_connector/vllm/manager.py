@@ -164,9 +164,9 @@ class KVPoolManager(PoolLookup, OffloadingManager):
         """Called by the connector when the step's stores are known."""
         return self.pool.take_orders()
 
-    def pass_launched(self, tokens: int) -> int:
-        """Called by the connector when a pass of so many tokens goes to the ranks; see :meth:`Passes.launch`."""
-        return self.pool.admission.pass_launched(tokens)
+    def pass_launched(self, prefill_tokens: int, decode_tokens: int) -> int:
+        """Called by the connector when a pass goes to the ranks; see :meth:`Passes.launch`."""
+        return self.pool.admission.pass_launched(prefill_tokens, decode_tokens)
 
     def pass_ended(self, number: int) -> None:
         """Called by the connector when the output of a pass is back."""
