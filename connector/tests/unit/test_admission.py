@@ -107,7 +107,7 @@ def test_one_slow_read_is_no_slow_tier(admission: Admission, clock: Clock) -> No
     assert admission.allows(DISK)
 
 
-def test_a_read_that_was_given_up(admission: Admission) -> None:
+def test_a_read_that_was_given_up(admission: Admission, clock: Clock) -> None:
     """It bounds the rate from above: it makes a tier slower, never faster, and a slower one it leaves as it is."""
     admission.read(REMOTE, CHUNK, 1.0, at_most=True)
     assert admission.load_s(REMOTE, 1) == pytest.approx(1.0)
@@ -115,8 +115,33 @@ def test_a_read_that_was_given_up(admission: Admission) -> None:
     assert admission.load_s(REMOTE, 1) == pytest.approx(1.0)
     settle(admission, REMOTE, 0.01)
     for _ in range(20):
+        clock.now += 1.0
         admission.read(REMOTE, CHUNK, 1.0, at_most=True)
     assert admission.load_s(REMOTE, 1) == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_pause_is_no_slow_tier(admission: Admission, clock: Clock) -> None:
+    """It cuts a read that had its estimated time, on every rank, and the next one arrives."""
+    chunk_takes(admission, clock, 0.03)
+    settle(admission, REMOTE, 0.02)
+    for _ in range(3):
+        for rank in range(8):
+            clock.now += 0.001 if rank else 0.05
+            admission.read(REMOTE, CHUNK, 0.05, at_most=True)
+        assert admission.load_s(REMOTE, 1) == pytest.approx(0.02)
+        assert admission.allows(REMOTE)
+        clock.now += 0.02
+        admission.read(REMOTE, CHUNK, 0.02)
+
+
+def test_reads_that_are_given_up_one_after_the_other(admission: Admission, clock: Clock) -> None:
+    """The second one began after the first one was given up: the tier is slow."""
+    chunk_takes(admission, clock, 0.03)
+    settle(admission, REMOTE, 0.02)
+    for allowed in (True, False):
+        clock.now += 0.06
+        admission.read(REMOTE, CHUNK, 0.06, at_most=True)
+        assert admission.allows(REMOTE) is allowed
 
 
 # ---- one request among others ------------------------------------------------------------------------------------

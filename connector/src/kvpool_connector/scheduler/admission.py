@@ -58,7 +58,7 @@ class Admission:
 
     def read(self, tier: Tier, nbytes: int, seconds: float, *, at_most: bool = False) -> None:
         """See :meth:`TierSpeed.read`."""
-        self._speeds[tier].read(nbytes, seconds, at_most=at_most)
+        self._speeds[tier].read(nbytes, seconds, self._clock(), at_most=at_most)
         self._decide(tier)
 
     def pass_launched(self, prefill_tokens: int, decode_tokens: int) -> int:

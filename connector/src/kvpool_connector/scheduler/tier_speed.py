@@ -33,18 +33,27 @@ class TierSpeed:
     _probing: bool = False
     _waited_until: float | None = None
     _waited_out: bool = False
+    _cut_at: float | None = None
+    """When the first read was given up of those that nothing arrived in between; None: none was."""
 
-    def read(self, nbytes: int, seconds: float, *, at_most: bool = False) -> None:
-        """Note that a rank read so much in such a time.
+    def read(self, nbytes: int, seconds: float, now: float, *, at_most: bool = False) -> None:
+        """Note that a rank read so much in such a time, which ends now.
 
         Args:
             at_most: the read was given up, so that the tier is at most that fast. This says nothing
-                about a tier that is known to be slower.
+                about a tier that is known to be slower: the read had less than its estimated time.
+                Nor about one that has delivered, if no read was given up before this one began: a
+                pause cuts every read that it meets, on all ranks, and is over for the next one.
         """
         self._probing = False
         rate = nbytes / max(seconds, 1e-6)
-        if at_most and self.rate is not None and rate >= self.rate:
-            return
+        if not at_most:
+            self._cut_at = None
+        else:
+            again = self._cut_at is not None and now - seconds >= self._cut_at
+            self._cut_at = now if self._cut_at is None else self._cut_at
+            if (self._reads and not again) or (self.rate is not None and rate >= self.rate):
+                return
         assumed = self.rate is None or not self._reads
         self.rate = rate if assumed or self.rate is None else self.rate + _WEIGHT * (rate - self.rate)
         self._reads += 1
