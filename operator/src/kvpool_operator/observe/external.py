@@ -15,6 +15,8 @@ from kvpool_operator.observe.probe import Target, probe, probe_anonymously, sent
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
 DEADLINE = 2.0
+TOTAL_S = 30.0
+"""Seconds for all probes of a pool together."""
 _LM_HEALTH = struct.pack("<9i150s", 5, 0, 4, 6, 0, 0, 0, 0, 0, b"ready@1@0@0@uint8".ljust(150))
 """LMCache's request HEALTH, and 36 bytes of answer. Source: lmcache 0.5.6, lmcache/v1/protocol.py."""
 _LM_ANSWER = 36
@@ -36,8 +38,23 @@ def has_external(spec: KVCachePoolSpec) -> bool:
     return backend.external is not None or bool(backend.etcd and backend.etcd.external)
 
 
-async def probe_external(dial: Dialer, spec: KVCachePoolSpec, store: Login, sentinels: Login) -> StoreProbe:
-    """Try it once."""
+async def probe_external(
+    dial: Dialer, spec: KVCachePoolSpec, store: Login, sentinels: Login, *, deadline_s: float = TOTAL_S
+) -> StoreProbe:
+    """Try it once.
+
+    Args:
+        deadline_s: for all of it, the wait for other pools' probes included: a pool with many addresses
+            that are silent keeps a worker no longer.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await _probe(dial, spec, store, sentinels)
+    except TimeoutError:
+        return StoreProbe(StoreState.UNREACHABLE, f"what the pool names did not all answer within {deadline_s:g} s")
+
+
+async def _probe(dial: Dialer, spec: KVCachePoolSpec, store: Login, sentinels: Login) -> StoreProbe:
     backend = spec.backend
     assert backend is not None  # noqa: S101  (has_external looked)
     if backend.etcd is not None and backend.etcd.external is not None:

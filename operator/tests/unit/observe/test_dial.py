@@ -127,6 +127,25 @@ async def test_few_at_a_time() -> None:
     assert most == 2
 
 
+async def test_a_pool_with_many_silent_addresses_keeps_nobody_for_long() -> None:
+    """Each has two seconds, and their turns may be all that is left. The whole has a deadline of its own."""
+    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=1), ())
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        endpoints = [{"host": "127.0.0.1", "port": port} for _ in range(16)]
+        group = {"masterName": "prime", "endpoints": endpoints}
+        spec = parse_spec({"backend": {"type": "Redis", "external": {"sentinel": group}}})
+        async with asyncio.timeout(PATIENCE_S / 2):
+            found = await probe_external(dial, spec, Login(), Login(), deadline_s=0.3)
+    assert found == StoreProbe(StoreState.UNREACHABLE, "what the pool names did not all answer within 0.3 s")
+
+
 async def test_names_that_are_not_answered_keep_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A nameserver of the pool's author may never answer. The webhook reads Pods on the loop's threads, which must not wait."""
     answers = threading.Event()
