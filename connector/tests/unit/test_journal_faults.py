@@ -28,13 +28,29 @@ from connector.tests.unit.journals import (
 )
 from connector.tests.unit.limits import file_size_limit
 from kvpool_connector.config import ConfigError
+from kvpool_connector.scheduler.secondary.disk import DiskIndex
 from kvpool_connector.tiers import journal as journal_module
-from kvpool_connector.tiers.journal import FILE, RECORD_BYTES
+from kvpool_connector.tiers.journal import FILE, MAX_KEY_BYTES, RECORD_BYTES
 from kvpool_connector.tiers.ownership import Ownership
+from kvpool_connector.tiers.policy import make_policy
+from kvpool_connector.tiers.slots import SlotIndex
 from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
 # ---- errors
+
+
+def test_faults_are_counted_for_metrics_once(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    index = DiskIndex(SlotIndex(SLOTS, make_policy("lru")), journal)
+    assert not index.take_counts()
+    for _ in range(2):
+        journal.stored(b"x" * (MAX_KEY_BYTES + 1), 0)
+    assert index.take_counts() == {"journal key": 2}
+    assert not index.take_counts()
+    journal.stored(b"x" * (MAX_KEY_BYTES + 1), 0)
+    assert index.take_counts() == {"journal key": 1}
+    journal.close()
 
 
 def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

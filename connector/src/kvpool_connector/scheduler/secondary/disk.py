@@ -5,6 +5,7 @@ The journal has a thread of its own; the bytes belong to the ranks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from kvpool_connector.scheduler.secondary.base import ABSENT, Secondary, WritePolicy
@@ -24,6 +25,7 @@ class DiskIndex(Secondary):
         self._index, self._journal, self.policy = index, journal, policy
         self.slots = index.slots
         self._hanging = 0  # calls of the ranks
+        self._told: Counter[str] = Counter()
         for key, slot in journal.recovered():
             if not index.restore(key, slot):
                 journal.removed(slot)
@@ -43,6 +45,14 @@ class DiskIndex(Secondary):
     def usable(self) -> bool:
         """Whether no rank has a call to its disk that hangs. Else nothing is read or written; what is there, stays."""
         return not self._hanging
+
+    def take_counts(self) -> Counter[str]:
+        """See :class:`Secondary`: faults of the journal, by each of which a restart finds fewer blocks."""
+        if self._journal.errors == self._told:
+            return Counter()
+        faults = self._journal.errors.copy()
+        new, self._told = faults - self._told, faults
+        return Counter({f"journal {fault}": count for fault, count in new.items()})
 
     def on_counts(self, counts: Mapping[str, int]) -> None:
         """Note how many calls to their disks the ranks gave up, and how many of such calls have returned."""
