@@ -17,6 +17,10 @@ MOST_NAME = 253
 ObjectName = Annotated[str, Field(min_length=1, max_length=MOST_NAME, pattern=OBJECT_NAME)]
 """The name of an object, such as a Secret. It has no slash, no ``..`` and no other character that means
 something else in a URL."""
+OptionalName = Annotated[str, Field(max_length=MOST_NAME, pattern=f"^$|{OBJECT_NAME}")]
+"""The name of an object, or nothing, where Kubernetes gives nothing a meaning of its own."""
+VariableName = Annotated[str, Field(min_length=1, max_length=MOST_NAME, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+"""The name of an environment variable (IsEnvVarName)."""
 DataKey = Annotated[str, Field(min_length=1, max_length=MOST_NAME, pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$")]
 """A key in a Secret, which becomes the name of a file in a Pod."""
 _OBJECT_NAME = re.compile(OBJECT_NAME.removesuffix("$").removeprefix("^"))

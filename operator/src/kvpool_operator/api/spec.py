@@ -15,7 +15,7 @@ from kvpool_operator.api.backend import Backend, StoreType
 from kvpool_operator.api.connector_types import RULES as CONNECTOR_RULES
 from kvpool_operator.api.connector_types import Role
 from kvpool_operator.api.injection import Injection
-from kvpool_operator.api.object_names import DataKey, ObjectName
+from kvpool_operator.api.object_names import DataKey, ObjectName, VariableName
 from kvpool_operator.api.sections import Resources
 from kvpool_operator.api.tiers import Connector, Tiers
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule, list_field
@@ -54,7 +54,7 @@ class Model(ApiModel):
 class EnvVar(ApiModel):
     """One environment variable, as in a Pod."""
 
-    name: str = Field(min_length=1, max_length=253, description="The variable's name.")
+    name: VariableName = Field(description="The variable's name.")
     value: str | None = Field(None, max_length=32768, description="Its value.")
     value_from: dict[str, Any] | None = Field(
         None, description="Where its value comes from, as in a Pod.", json_schema_extra=FREE_FORM

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from kvpool_operator.api.object_names import OptionalName
 from kvpool_operator.api.sections import ADDRESS, Resources, StoreSize
 from kvpool_operator.api.types import ApiModel, Rule
 
@@ -112,8 +113,8 @@ class Etcd(ApiModel):
 
     replicas: Literal[1, 3] | None = Field(None, description="Members: 3 (default) outlive the loss of one.")
     storage: StoreSize | None = Field(None, description="Volume of each member (default 2Gi).")
-    storage_class_name: str | None = Field(
-        None, max_length=253, description="StorageClass of the volumes; absent: the cluster's default."
+    storage_class_name: OptionalName | None = Field(
+        None, description="StorageClass of the volumes; absent: the cluster's default; empty: volumes without one."
     )
     image: str | None = Field(None, min_length=1, max_length=512, description="Absent: the operator's default.")
     external: ExternalEtcd | None = Field(None, description="Use this etcd instead of running one.")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kvpool_operator.api.backend import WritePolicy
 from kvpool_operator.api.connector_types import ConnectorChoice
-from kvpool_operator.api.object_names import ObjectName
+from kvpool_operator.api.object_names import ObjectName, OptionalName
 from kvpool_operator.api.sections import TierSize
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule
 
@@ -38,8 +38,8 @@ class Claim(ApiModel):
         ),
     )
 
-    storage_class_name: str | None = Field(
-        None, max_length=253, description="StorageClass of claims that kvpool makes; absent: the cluster's default."
+    storage_class_name: OptionalName | None = Field(
+        None, description="StorageClass of claims that kvpool makes; absent: the cluster's default."
     )
     claim_name: ObjectName | None = Field(
         None,
