@@ -273,6 +273,19 @@ def test_a_namespace_that_no_longer_takes_the_pool_loses_its_copies() -> None:
     assert not [path for path in operator.server.children() if "/namespaces/web/" in path]
 
 
+def test_copies_stay_where_the_operator_may_no_longer_look() -> None:
+    """A right that was taken from it is no consent that was taken back."""
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    before = operator.server.children()
+    operator.server.fault = lambda _, request: (
+        answer_with(403) if request.url.path == "/api/v1/namespaces/web" else None
+    )
+    for _ in range(2):
+        operator.reconcile()
+        assert operator.server.children() == before
+
+
 def test_copies_stay_while_nobody_says_what_a_namespace_takes() -> None:
     operator = Operator(MANAGED)
     operator.reconcile()

@@ -30,8 +30,8 @@ class Consents:
         """Return those of the namespaces that take the pool, in their order.
 
         Raises:
-            ApiError: the API server did not answer. A namespace that is not there, or that the operator may not read, takes
-                no pool.
+            ApiError: the API server did not answer. A namespace that is not there takes no pool, nor does one that the
+                operator may not read, unless it could before: then it takes what it took.
         """
         return tuple([name for name in namespaces if "/".join(key) in await self._accepted(name)])
 
@@ -42,8 +42,11 @@ class Consents:
             return known[1]
         try:
             body = await self._client.get(NAMESPACE, "", namespace)
-        except (NotFound, Refused):
+        except NotFound:
             body = {"metadata": {}}
+        except Refused:
+            # A right that was taken from the operator is no consent that was taken back: copies that are there stay.
+            return known[1] if known is not None else frozenset()
         text = (body["metadata"].get("annotations") or {}).get(ACCEPTS, "")
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()

@@ -13,6 +13,9 @@ _PATIENCE = 1.0
 _ABSENT_SECONDS = 1.0
 """A pool that was not there is asked for again after this."""
 
+_MOST_GONE = 10_000
+"""Deleted pools that are remembered."""
+
 
 class Pools:
     """The newest known version of every pool. One event loop, no locks."""
@@ -22,21 +25,31 @@ class Pools:
         self._clock = clock
         self._bodies: dict[PoolKey, Mapping[str, Any]] = {}
         self._absent: dict[PoolKey, float] = {}
+        self._gone: dict[PoolKey, int] = {}
+        """Versions at which pools were deleted: an answer to a question that was asked before may come after that."""
 
     def put(self, body: Mapping[str, Any]) -> None:
         """Take over a pool that a watch or a list showed."""
         self._take(_key(body), body)
 
     def _take(self, key: PoolKey, body: Mapping[str, Any]) -> None:
+        if _version(body) <= self._gone.get(key, -1):
+            return
+        self._gone.pop(key, None)
         known = self._bodies.get(key)
         if known is None or _version(known) <= _version(body):
             self._bodies[key] = body
         self._absent.pop(key, None)
 
     def drop(self, body: Mapping[str, Any]) -> None:
-        known = self._bodies.get(_key(body))
-        if known is not None and _version(known) <= _version(body):
-            del self._bodies[_key(body)]
+        """Forget a pool that a watch showed as deleted."""
+        key = _key(body)
+        known = self._bodies.get(key)
+        if known is None or _version(known) <= _version(body):
+            self._bodies.pop(key, None)
+            if len(self._gone) >= _MOST_GONE:
+                self._gone.clear()
+            self._gone[key] = _version(body)
 
     async def get(self, key: PoolKey) -> Mapping[str, Any] | None:
         """Return the pool, or None if the API server says that there is none.
@@ -61,7 +74,7 @@ class Pools:
         except TimeoutError:
             raise ApiError(status=0, message=f"no answer about a pool within {_PATIENCE:g} s") from None
         self._take(key, body)
-        return body
+        return self._bodies.get(key)
 
 
 def _key(body: Mapping[str, Any]) -> PoolKey:

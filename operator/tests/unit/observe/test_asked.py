@@ -71,6 +71,18 @@ async def test_a_pool_that_the_watch_showed_meanwhile_is_newer() -> None:
     assert server.asked == 0
 
 
+async def test_an_answer_that_is_older_than_the_deletion_brings_no_pool_back() -> None:
+    """The question was asked before the watch showed the deletion."""
+    server = ApiServer({"/demo": BODY})
+    pools = Pools(server.client, clock)
+    gone = {**BODY, "metadata": {**BODY["metadata"], "resourceVersion": "4"}}
+    pools.drop(gone)
+    assert await pools.get(KEY) is None
+    again = {**BODY, "metadata": {**BODY["metadata"], "resourceVersion": "5"}}
+    pools.put(again)
+    assert await pools.get(KEY) == again
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_cluster_that_could_not_be_asked_for(fault: int) -> None:
     cluster = {"metadata": {"name": "llms", "annotations": {"kvpool.dev/pool": "demo"}}}
