@@ -6,6 +6,7 @@ The lone Valkey and the group with sentinels are in every run; the others have `
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import urllib.request
@@ -63,6 +64,25 @@ def test_a_lone_server(stage: Stage) -> None:
     pool = stage.pool("valkey")
     pool.ready()
     blocks_are_shared(pool, "a", "b")
+    pool.delete()
+
+
+@pytest.mark.slow
+def test_a_changed_password_comes_to_a_running_server(stage: Stage) -> None:
+    """The kubelet brings the Secret to both sides within two minutes, and no Pod is another one after it."""
+    pool = stage.pool("valkey")
+    pool.ready()
+    blocks_are_shared(pool, "a", "b")
+    before = set(pool.pods("store"))
+    patch = json.dumps({"stringData": {"password": "the-next-one"}})
+    pool.kubectl("patch", "secret", f"{pool.name}-store-auth", "--type=merge", "-p", patch)
+    (pod,) = before
+    changed = "the users of the Secret have changed and are in use"
+    wait_until("the server takes it", lambda: changed in pool.kubectl("logs", pod), 180, poll_s=1)
+    wait_until("engines have it", lambda: pool.client("get", "a", engine=1) == [HIT], 180, poll_s=1)
+    blocks_are_shared(pool, "b", "c")
+    assert set(pool.pods("store")) == before
+    assert pool.exec(pod, "sh", "-c", "REDISCLI_AUTH=the-next-one valkey-cli --user kvpool ping").strip() == "PONG"
     pool.delete()
 
 
