@@ -279,7 +279,7 @@ def _lacks_shared_memory(container: Mapping[str, Any], where: Launch) -> bool:
         return False
     ranks = flags.last(launch.words(container), flags.TENSOR_PARALLEL) or "1"
     mounted = {mount["mountPath"].rstrip("/") for mount in container.get("volumeMounts") or ()}
-    # Not as a number: Python reads none of more than some thousand digits.
+    # Compared as text: Python reads no number of some thousand digits.
     return ranks.isdecimal() and ranks.lstrip("0") not in ("", "1") and names.SHM_DIRECTORY not in mounted
 
 
