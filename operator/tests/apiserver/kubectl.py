@@ -102,12 +102,23 @@ class Kubectl:
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.condition(pool, kind)}") from None
 
-    def start_pods(self, deployment_component: str) -> None:
-        """Write into every Pod of a component what a kubelet would: it runs and is ready."""
-        for pod in self.list("pods", "-l", f"app.kubernetes.io/component={deployment_component}"):
+    def start_pods(self, component: str) -> None:
+        """Write into every Pod of a component what a kubelet would: it runs and is ready.
+
+        The scheduler has spoken first, and its condition stays: it would write it again otherwise, at a time
+        of its own, and a test that counts what is written would count that.
+        """
+        selector = f"app.kubernetes.io/component={component}"
+
+        def judged() -> list[dict[str, Any]]:
+            pods = self.list("pods", "-l", selector)
+            types = [{c["type"] for c in pod["status"].get("conditions", ())} for pod in pods]
+            return pods if all("PodScheduled" in found for found in types) else []
+
+        for pod in eventually(judged, what=f"the scheduler's word on the Pods of {component}"):
             ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"}
             patch = json.dumps({"status": {"phase": "Running", "conditions": [ready]}})
-            self("patch", "pod", pod["metadata"]["name"], "--subresource=status", "--type=merge", "-p", patch)
+            self("patch", "pod", pod["metadata"]["name"], "--subresource=status", "--type=strategic", "-p", patch)
 
     def versions(self) -> dict[str, str]:
         """The version of every object of the namespace that the operator or a controller could have changed."""
