@@ -73,6 +73,37 @@ def test_a_change_under_a_running_engine(tmp_path: Path, caplog: pytest.LogCaptu
     adapters.close()
 
 
+def test_a_change_between_loading_and_the_first_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What vLLM has loaded is not what is in the files now, so nothing may be shared."""
+    adapters = Adapters()
+    folder = Path(adapter(tmp_path / "x", 1))
+    same = Path(adapter(tmp_path / "y", 1))
+    for path in (folder, same, tmp_path / "nothing"):
+        adapters.loading(str(path))
+    shutil.rmtree(folder)
+    adapter(folder, 2)
+    adapters.loading(str(folder))
+    assert checked(adapters, folder).keys([KEY]) == []
+    assert len(checked(adapters, same).keys([KEY])) == 1
+    assert "changed while this engine was running" in caplog.text
+    adapters.close()
+
+
+def test_files_that_were_looked_at_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first request was computed meanwhile, perhaps with other files: no later one shares either."""
+    monkeypatch.setattr(adapters_module, "PATIENCE_S", 0.0)
+    adapters = Adapters()
+    folder = Path(adapter(tmp_path / "x", 1))
+    checked(adapters, folder)
+    monkeypatch.setattr(adapters_module, "PATIENCE_S", PATIENCE_S)
+    assert checked(adapters, folder).keys([KEY]) == []
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "waited for too long" in said
+    adapters.close()
+
+
 def test_files_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As of an adapter that vLLM cannot load either; once it is there, it is read."""
     adapters = Adapters(Path)
@@ -146,3 +177,34 @@ def test_an_adapter_trained_again_under_its_name(
     alone = answer(kvpool)
     assert alone[0] != first[0]
     assert answer(shared) == alone
+
+
+def test_an_adapter_replaced_between_loading_and_its_first_request(
+    store: KeyValueServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine computes with the files that it has loaded, and another engine, which loads the
+    new ones, finds nothing of it. One whose files stay shares as ever."""
+    monkeypatch.setattr(adapters_module, "PATIENCE_S", PATIENCE_S)
+    empty(store)
+    llama = models.save(models.llama, tmp_path / "llama")
+    kvpool: dict[str, Any] = {"tiers": {"cpu": {"size": "64Mi"}}, "chunk_tokens": 32, "admission": "always"}
+    shared = kvpool | {"remote": remote(store, tmp_path)}
+    options: dict[str, Any] = TINY | {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    lora = LoRARequest("x", 1, str(tmp_path / "x"))
+
+    def answer(*, replaced: bool) -> tuple[list[int], int]:
+        with running(llama, shared, **options) as engine:
+            engine.llm.llm_engine.add_lora(lora)
+            if replaced:
+                shutil.rmtree(tmp_path / "x")
+                adapter(tmp_path / "x", 2)
+            output = ask(engine, PROMPT, lora=lora)
+            engine.settle()
+            return ids(output), output.num_cached_tokens or 0
+
+    adapter(tmp_path / "x", 1)
+    old = answer(replaced=True)
+    new = answer(replaced=False)
+    assert new[1] == 0
+    assert new[0] != old[0]
+    assert answer(replaced=False) == (new[0], 320)

@@ -9,6 +9,9 @@ The files are read by a thread of this module, once for each adapter; for each f
 only looks whether they are still the same. The scheduler's thread never waits: until a request's
 check has ended, its lookups are asked again, and after `PATIENCE_S` the request is computed and
 stores nothing.
+
+What counts is what vLLM has loaded, perhaps long before the first request. `Adapters.loading` notes
+the files then, and the digest is taken only of files that are still these.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ PATIENCE_S = 0.5
 
 Signature = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of change of each file."""
+UNKNOWN: tuple[Signature, bytes] = ((), b"")
+"""In place of an adapter's files and digest: no files are like these, so its requests share nothing."""
 
 
 @dataclasses.dataclass
@@ -86,6 +91,9 @@ class Adapters:
         """False in an engine that never saw an adapter."""
         self._folder_of = folder_of or local_folder
         self._checks: queue.SimpleQueue[AdapterCheck | None] = queue.SimpleQueue()
+        self._loaded: dict[str, Signature] = {}
+        """By path: the files as they were when vLLM first loaded them, if it told so. Written on the
+        scheduler's thread, read on the other."""
         self._known: dict[str, tuple[Signature, bytes]] = {}
         self._told: set[str] = set()
 
@@ -98,6 +106,19 @@ class Adapters:
         self._checks.put(check)
         return check
 
+    def loading(self, path: str) -> None:
+        """Note an adapter's files, right before vLLM loads them, on the scheduler's thread.
+
+        It looks at their names, sizes and times alone. A file system that hangs here hangs in
+        vLLM's own reading a moment later. A later load of other files under the same path changes
+        nothing: they are not the noted ones, so its requests share nothing.
+        """
+        try:
+            signature = signature_of(self._folder_of(path))
+        except Exception:  # vLLM says what is wrong with the path, in its answer to the client
+            return
+        self._loaded.setdefault(path, signature)
+
     def close(self) -> None:
         """End the thread when it has answered what was asked."""
         self._checks.put(None)
@@ -105,24 +126,31 @@ class Adapters:
     def _answer(self) -> None:
         while (check := self._checks.get()) is not None:
             try:
-                check.digest = self._digest(check.path)
+                check.digest = self._digest(check)
             except Exception as error:
                 self._tell(check.path, f"cannot be read ({error})")
             check.done = True
 
-    def _digest(self, path: str) -> bytes | None:
+    def _digest(self, check: AdapterCheck) -> bytes | None:
         """Return the digest of the files that vLLM has loaded, or None if that cannot be said.
 
         vLLM keeps an adapter that it has loaded and may load it again from its files at any time.
         Once they changed under a running engine, nobody knows which ones a request is computed
-        with.
+        with. An adapter that vLLM did not announce is loaded with its first request, which waits
+        until its deadline here: who looks later may see other files.
         """
+        path = check.path
         folder = self._folder_of(path)
         signature = signature_of(folder)
         known = self._known.get(path)
         if known is None:
+            loaded = self._loaded.get(path)
+            if loaded is None and time.monotonic() >= check.deadline:
+                self._known[path] = UNKNOWN
+                self._tell(path, "was looked at when its first request had waited for too long")
+                return None
             content = f"{weights_fingerprint(folder)} {configuration_fingerprint(folder)}"
-            known = (signature, hashlib.sha256(content.encode()).digest())
+            known = (loaded or signature, hashlib.sha256(content.encode()).digest())
             self._known[path] = known
             signature = signature_of(folder)
         if known[0] != signature:

@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvpool_connector.log import get_logger
+from kvpool_connector.vllm import adapter_loads
 from kvpool_connector.vllm.engine_view import RunningRequests, pass_tokens
 from kvpool_connector.vllm.half import StopOrContinue
 from kvpool_connector.vllm.handover import held_elsewhere, offer, promised
@@ -30,6 +31,7 @@ from kvpool_connector.vllm.worker import KVPoolWorker, SecondRegistration, make_
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = get_logger(__name__)
+
+
+def _adapter_loads(connector: KVConnectorBase_V1, path: str) -> None:
+    """Tell a scheduler's half of ours that vLLM is about to load an adapter; others are left alone."""
+    if isinstance(connector, KVPoolConnector):
+        connector._manager.adapters.loading(path)
 
 
 class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
@@ -62,6 +70,8 @@ class KVPoolConnector(OffloadingConnector, metaclass=StopOrContinue):
                     if group.sliding_window_size_in_chunks is not None
                 }
             )
+            if vllm_config.lora_config is not None:
+                adapter_loads.watch(_adapter_loads)
 
     # ---- worker process, main thread ---------------------------------------------------------------------
 
