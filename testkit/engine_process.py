@@ -13,7 +13,8 @@ from typing import Any
 from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ensure_model, environment
 from testkit.host import Dtype, chosen_dtype
 from testkit.http_client import healthy
-from testkit.servers import free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import wait_until
 
 START_S = 600.0
 KV_TRANSFER: dict[str, Any] = {

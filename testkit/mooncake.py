@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from testkit.engine import ROOT
-from testkit.servers import Server, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import Server, wait_until
 
 OVERLAY = ROOT / ".venvs/mooncake"
 _LIBRARIES = ("libnl-3.so.200", "libnl-route-3.so.200", "libibverbs.so.1", "libnuma.so.1")

@@ -15,19 +15,13 @@ from types import TracebackType
 from typing import Literal, Self
 
 from testkit.patience import PATIENCE_S
+from testkit.ports import free_port
 
 CACHE = Path(os.environ.get("KVPOOL_CACHE", Path.home() / ".cache/kvpool"))
 
 _VALKEY = Path(__file__).resolve().parent.parent / ".venvs/dev"
 """Which environment has the wheel with Valkey's server."""
 ServerKind = Literal["redis", "valkey"]
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, condition: object, timeout_s: float = PATIENCE_S, poll_s: float = 0.02) -> None:

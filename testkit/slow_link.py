@@ -11,7 +11,8 @@ from multiprocessing.sharedctypes import Synchronized
 from types import TracebackType
 from typing import Self
 
-from testkit.servers import free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import wait_until
 
 _PIECE = 16 << 10
 

@@ -30,7 +30,8 @@ from testkit.engine import MODEL_NAME, ROOT, environment
 from testkit.engine_facts import facts_of
 from testkit.engine_process import EngineProcess
 from testkit.http_client import ask
-from testkit.servers import KeyValueServer, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer, wait_until
 
 LMCACHE_PYTHON = ROOT / ".venvs/lmcache/bin/python"
 LMCACHE_CHUNK_TOKENS = 256

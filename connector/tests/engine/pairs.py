@@ -21,7 +21,8 @@ from testkit.engine import ENGINE_PYTHON, MODEL_NAME, ROOT
 from testkit.engine_process import KV_TRANSFER, EngineProcess
 from testkit.http_client import healthy
 from testkit.patience import STORE_TIMEOUTS
-from testkit.servers import KeyValueServer, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer, wait_until
 
 NIXL, ROUTER = ROOT / ".venvs/nixl", ROOT / ".venvs/router"
 BLOCK = 32

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from testkit.engine import CONNECTOR, ROOT, environment
-from testkit.servers import KeyValueServer, free_port
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer
 
 pytestmark = pytest.mark.timeout(1800)
 EXAMPLES = ROOT / "examples/vllm"

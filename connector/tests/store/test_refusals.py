@@ -19,7 +19,8 @@ from connector.tests.store.contract import FAILED, HIT, MIB, MISS, get, noise, p
 from kvpool_connector.scheduler.presence import Presence
 from kvpool_connector.stores import Breaker, Store
 from testkit.patience import PATIENCE_S
-from testkit.servers import KeyValueServer, ServerKind, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer, ServerKind, wait_until
 
 VALUE = {b"kvpool:1": b"value"}
 

@@ -27,8 +27,9 @@ from connector.tests.store.contract import (
 )
 from kvpool_connector.stores import Breaker, Outcome, Store
 from testkit.patience import PATIENCE_S, promptly
+from testkit.ports import free_port
 from testkit.sentinel import MASTER_NAME, SentinelGroup, followed_s, replaced_s, secret
-from testkit.servers import free_port, wait_until
+from testkit.servers import wait_until
 
 PASSWORD, SENTINELS_PASSWORD = "quarterdeck", "crows-nest"
 

@@ -20,7 +20,8 @@ import redis
 import yaml
 
 from testkit import engine
-from testkit.servers import KeyValueServer, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer, wait_until
 
 PYTHON = engine.ROOT / ".venvs/ray/bin/python"
 EXAMPLE = engine.ROOT / "examples/ray"

@@ -22,6 +22,7 @@ from helm_python import Chart
 from e2e.cluster.local.layout import Layout
 from e2e.cluster.settings import read_settings
 from testkit.patience import PATIENCE_S
+from testkit.ports import free_port
 
 from .kubectl import FOREIGN_CRDS, Kubectl, eventually
 
@@ -70,12 +71,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         _cluster("down", "--clean")
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 class Operator:
     """The operator as a process, with its log."""
 
@@ -99,7 +94,7 @@ class Operator:
         return "\n".join(line for line in self.log[since:].splitlines() if f"{namespace}/" in line)
 
     def start(self) -> None:
-        self._port = port = _free_port()
+        self._port = port = free_port()
         command = [sys.executable, "-m", "kvpool_operator", "--settings", str(self.settings)]
         self._logs.append(self._work / f"operator-{len(self._logs)}.log")
         with self._logs[-1].open("wb") as log:
@@ -230,7 +225,7 @@ def operator(
 ) -> Iterator[Operator]:
     system = Kubectl(environment, SYSTEM)
     system.run("create", "namespace", SYSTEM)
-    webhook_port = _free_port()
+    webhook_port = free_port()
     settings = _install(system, webhook_port)
     work = tmp_path_factory.mktemp("operator")
     process = Operator(_kubeconfig(system, work / "kubeconfig"), work, settings, webhook_port)

@@ -16,7 +16,8 @@ from pathlib import Path
 from kvpool_operator.api.settings import Probes
 from kvpool_operator.observe.dial import Dialer
 from testkit.patience import PATIENCE_S
-from testkit.servers import CACHE, free_port, server_command, wait_until
+from testkit.ports import free_port
+from testkit.servers import CACHE, server_command, wait_until
 
 
 def anywhere() -> Dialer:

@@ -18,7 +18,8 @@ from kvpool_operator.desired.connectors import lmcache_mp
 from testkit.engine import MODEL_NAME, ROOT, environment
 from testkit.engine_process import EngineProcess
 from testkit.http_client import Answer, ask, healthy, reset_own_cache
-from testkit.servers import KeyValueServer, free_port, wait_until
+from testkit.ports import free_port
+from testkit.servers import KeyValueServer, wait_until
 
 PYTHON = ROOT / ".venvs/lmcache/bin/python"
 PASSWORD = "quarterdeck"

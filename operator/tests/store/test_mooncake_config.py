@@ -26,7 +26,8 @@ from kvpool_operator.observe.external import probe_etcd
 from kvpool_operator.status.observed import StoreState
 from testkit.engine import ENGINE_PYTHON, ROOT
 from testkit.patience import PATIENCE_S, promptly
-from testkit.servers import CACHE, free_port
+from testkit.ports import free_port
+from testkit.servers import CACHE
 
 from .pods import PodProcess, anywhere, fresh_ports, localized, wait_until
 

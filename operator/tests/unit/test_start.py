@@ -16,7 +16,7 @@ from kvpool_operator.api import PLURAL, Settings
 from kvpool_operator.kube import CHILD_KINDS, POD, POOL, Conflict
 from kvpool_operator.webhook.keeper import Keeper
 from testkit.patience import PATIENCE_S
-from testkit.servers import free_port
+from testkit.ports import free_port
 
 from .observe.api_server import ApiServer
 

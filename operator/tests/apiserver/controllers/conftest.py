@@ -16,7 +16,7 @@ from e2e.cluster.settings import read_settings
 from e2e.controllers import kserve as kserve_parts
 from e2e.controllers import kuberay as kuberay_parts
 from kvpool_operator.webhook import certificates
-from testkit.servers import free_port
+from testkit.ports import free_port
 
 from ..conftest import Operator
 from ..kubectl import Kubectl, eventually
