@@ -25,6 +25,7 @@ from kvpool_connector.vllm.worker import make_device, pages_of
 from kvpool_connector.worker.device import cuda
 from kvpool_connector.worker.device.base import Chunk, Row
 from kvpool_connector.worker.device.cuda import CudaDevice
+from testkit.patience import PATIENCE_S
 
 PER_CHUNK = 4
 SEEDS = 25
@@ -275,6 +276,34 @@ def test_what_cannot_be_pinned_is_a_warning(
     assert [row[:size].tobytes() for row in rows] == [bench.memory.payload(0, slot) for slot in range(8)]
     bench.device.close()
     assert not driver.registered
+
+
+def test_a_driver_that_does_not_return_is_given_up(driver: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half cannot start then. What the driver pinned when it returned at last is let go of."""
+    bench = Bench(driver, FULL)
+    monkeypatch.setattr(cuda, "_REGISTER_STEP", bench.arena.row_bytes)
+    monkeypatch.setattr(cuda, "_PIN_LEAST_S", 0.1)
+    returns, steps = threading.Event(), []
+
+    def register(address: int, size: int) -> bool:
+        steps.append(address)
+        assert returns.wait(PATIENCE_S)
+        return driver.host_register(address, size)
+
+    monkeypatch.setattr(cuda, "host_register", register)
+    with pytest.raises(TimeoutError, match="has not pinned"):
+        bench.device.adopt(bench.arena)
+    released = threading.Event()
+
+    def unregister(address: int) -> None:
+        driver.host_unregister(address)
+        released.set()
+
+    monkeypatch.setattr(cuda, "host_unregister", unregister)
+    returns.set()
+    assert released.wait(PATIENCE_S)
+    assert not driver.registered
+    assert len(steps) == 1
 
 
 # ---- the stand-in itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -130,9 +131,14 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
             f"a chunk of {largest} bytes does not fit a row of {geometry.row_bytes}: please report this layout"
         )
     arena = Arena(geometry.arena_rows, geometry.row_bytes)
-    # After the arena: should that not be had, no lock on the folder stays behind.
-    disk = None if tier is None else Disk(_slab(spec, Path(tier.path)), geometry.disk_lends)
-    device.adopt(arena)
+    with contextlib.ExitStack() as undone:  # a half that cannot start leaves no lock and no pinned memory
+        disk = None if tier is None else Disk(_slab(spec, Path(tier.path)), geometry.disk_lends)
+        if disk is not None:
+            undone.callback(disk.slab.close)
+        device.adopt(arena)
+        undone.callback(device.close)
+        remote = _remote(spec, arena)
+        undone.pop_all()
     arena.populate()
     index_of = {group.group_id: number for number, group in enumerate(spec.config.groups)}
     payload = {
@@ -144,7 +150,7 @@ def _make_mover(spec: KVPoolSpec, kv_caches: CanonicalKVCaches) -> Mover:
         payload_bytes=lambda key: payload[key[-4:]],  # vLLM's key ends in the group: make_offload_key
         dtype=spec.config.model.dtype,
     )
-    return Mover(device=device, arena=arena, parts=parts, disk=disk, remote=_remote(spec, arena))
+    return Mover(device=device, arena=arena, parts=parts, disk=disk, remote=remote)
 
 
 def _slab(spec: KVPoolSpec, folder: Path) -> Slab:

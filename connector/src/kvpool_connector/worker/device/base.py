@@ -44,7 +44,11 @@ class Device(Protocol):
         """Bytes of a block, per group: the sum of its pages."""
 
     def adopt(self, arena: Arena) -> None:
-        """Prepare the arena's memory for copies (registration with the driver), where that matters."""
+        """Prepare the arena's memory for copies (registration with the driver), where that matters.
+
+        Raises:
+            TimeoutError: the driver did not return in time.
+        """
 
     def fence(self) -> object:
         """Called on vLLM's thread when a job is submitted. A copy given this value starts after all work on KV memory that

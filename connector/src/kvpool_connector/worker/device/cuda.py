@@ -16,6 +16,7 @@ Rows begin on a page, payloads 64 bytes into it (the header): the copy engines w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,12 +27,17 @@ from vllm.v1.kv_offload.cpu.host_register import host_register, host_unregister
 
 from kvpool_connector.config import format_bytes
 from kvpool_connector.log import get_logger
+from kvpool_connector.stores.caller import Caller
 from kvpool_connector.tiers.arena import Arena
 from kvpool_connector.worker.device.base import Chunk, Page, Row
 
 logger = get_logger(__name__)
 
 _REGISTER_STEP = 16 << 30  # one registration call pins at most this much; drivers refuse very large ones
+
+_PIN_LEAST_S = 60.0
+_PIN_BYTES_PER_S = 0.5e9
+"""Pinning may take so long, and a second for so many bytes: kernels make pages at 2 to 20 GB/s."""
 
 Addresses = npt.NDArray[np.int64]
 
@@ -95,25 +101,50 @@ class CudaDevice:
         self.block_bytes: Sequence[int] = [sum(page.size for page in group) for group in pages]
         self._streams = {into: torch.cuda.Stream(device) for into in (True, False)}
         self._registered: list[int] = []
+        self._given_up = False
 
     def adopt(self, arena: Arena) -> None:
-        """Pin the arena. Without it copies still work, through the driver's own staging, at a fraction of the speed.
+        """Pin the arena. Without it copies still work, through the driver's own staging, at a fraction
+        of the speed.
 
-        In steps of whole rows: a copy that spans two registrations is an error.
+        Called while vLLM starts, before the engine takes its first request. Pinning makes the memory's
+        pages, so it takes as long as the kernel needs for those; a driver that does not return is given
+        up. Should it return later, it lets go of what it pinned, and the arena stays until then.
 
-        Called while vLLM starts, before the engine takes its first request. A driver that does not return from here holds the
-        start up, as it would hold up vLLM's own registration, and no request: none is accepted before all ranks have started.
+        Raises:
+            TimeoutError: the driver did not return in time.
         """
-        size, step = arena.slots * arena.row_bytes, max(_REGISTER_STEP // arena.row_bytes, 1) * arena.row_bytes
-        for offset in range(0, size, step):
-            address = arena.address + offset
-            if not host_register(address, min(step, size - offset)):
-                logger.warning(
-                    "memory tier: %s of %s are not pinned; loads and stores of these run at a fraction of the link's speed",
-                    format_bytes(size - offset), format_bytes(size),
-                )  # fmt: skip
-                return
-            self._registered.append(address)
+        limit_s = _PIN_LEAST_S + arena.slots * arena.row_bytes / _PIN_BYTES_PER_S
+        caller = Caller("pin")
+        call = caller.begin(lambda: self._pin(arena))
+        caller.close()
+        try:
+            call.result(time.monotonic() + limit_s)
+        except TimeoutError:
+            self._given_up = True
+            call.then(self.close)
+            raise TimeoutError(
+                f"the driver has not pinned {format_bytes(arena.slots * arena.row_bytes)} of host memory "
+                f"within {limit_s:.0f} s"
+            ) from None
+
+    def _pin(self, arena: Arena) -> None:
+        """Register the arena in steps of whole rows, on a thread of its own: a copy that spans two
+        registrations is an error."""
+        size = arena.slots * arena.row_bytes
+        step = max(_REGISTER_STEP // arena.row_bytes, 1) * arena.row_bytes
+        with torch.cuda.stream(self._streams[True]):  # makes the stream's device the current one of this thread
+            for offset in range(0, size, step):
+                if self._given_up:
+                    return
+                address = arena.address + offset
+                if not host_register(address, min(step, size - offset)):
+                    logger.warning(
+                        "memory tier: %s of %s are not pinned; loads and stores of these run at a fraction of the "
+                        "link's speed", format_bytes(size - offset), format_bytes(size),
+                    )  # fmt: skip
+                    return
+                self._registered.append(address)
 
     def fence(self) -> torch.cuda.Event:
         """An event behind what the compute stream holds now."""
