@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from kvpool_connector.worker.device.cuda import CudaDevice
+from kvpool_connector.worker.mover import Mover
 from testkit.paced import device
 from testkit.paced.engine import PacedEngine, tokens
+from testkit.servers import wait_until
 
 DOCUMENT = 3000
 DOCUMENTS = [tokens(number, DOCUMENT) for number in range(100, 104)]
@@ -137,3 +139,53 @@ def wrong_after_stop(paced: PacedEngine, monkeypatch: pytest.MonkeyPatch) -> int
     assert len(answers[0].tokens) <= 9
     assert answers[1].cached_tokens > 0, "nothing was loaded"
     return sum(report.wrong for report in paced.reports(forget=True))
+
+
+def preempted(paced: PacedEngine, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let two requests outgrow KV memory while their blocks are copied over a slow link.
+
+    Returns:
+        positions that were wrong when both were loaded afterwards.
+    """
+    documents = [tokens(310, 4143), tokens(311, 3985)]  # the second one's last chunk ends at 3968
+    paced.forget()
+    paced.reports(forget=True)
+    before = paced.preempted
+    with monkeypatch.context() as patch:
+        patch.setattr(device.current().links[False], "bytes_per_s", 2e6)
+        paced.generate(documents, concurrency=2, max_tokens=200)
+    assert paced.preempted > before
+    paced.forget()
+    answers = paced.generate(documents)
+    assert [answer.cached_tokens for answer in answers] == [4096, 3968]
+    return sum(report.wrong for report in paced.reports(forget=True))
+
+
+def test_blocks_are_given_away_after_their_store(paced: PacedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has the connector wait for the copies of a request that gives up its blocks."""
+    assert preempted(paced, monkeypatch) == 0
+
+
+def test_blocks_that_are_given_away_early(paced: PacedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connector that does not wait stores what the other request computed in these blocks.
+
+    The copies are held until that one has gone on for 150 passes, which takes nine blocks or more.
+    They are quick then: once it ends, vLLM computes what the first one lost in the same blocks.
+    """
+    link = device.current().links[False]
+    runner = paced.llm.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    passes: list[Any] = runner.paced.passes
+    copy_out = CudaDevice.copy_out
+    until = [0]
+
+    def hold(self: Mover, job_ids: set[int]) -> None:
+        until[0] = until[0] or len(passes) + 150
+        link.bytes_per_s = 1e12
+
+    def copy_when_free(self: CudaDevice, chunks: Any, rows: Any, fence: object) -> None:
+        wait_until("the other request has gone on", lambda: len(passes) >= until[0])
+        copy_out(self, chunks, rows, fence)
+
+    monkeypatch.setattr(Mover, "wait", hold)
+    monkeypatch.setattr(CudaDevice, "copy_out", copy_when_free)
+    assert preempted(paced, monkeypatch) > 0
