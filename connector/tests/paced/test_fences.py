@@ -133,7 +133,7 @@ def wrong_after_stop(paced: PacedEngine, monkeypatch: pytest.MonkeyPatch) -> int
     runner = core.model_executor.driver_worker.worker.model_runner
     with monkeypatch.context() as patch:
         patch.setattr(core.scheduler, "defer_block_free", False)
-        patch.setattr(runner.paced, "profile", dataclasses.replace(paced.profile, step_s=0.2))
+        patch.setattr(runner.paced, "profile", dataclasses.replace(paced.profile, step_s=0.4))
         patch.setattr(device.current().links[True], "bytes_per_s", 1e12)
         answers = paced.generate([short, large], concurrency=2, max_tokens=20, stop_token_ids=[stop])
     assert len(answers[0].tokens) <= 9

@@ -7,6 +7,7 @@ emulated GPU finds wrong KV.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import pytest
 from connector.tests.paced.conftest import SMALL
 from kvpool_connector.format import Verdict
 from kvpool_connector.stores import Outcome
+from kvpool_connector.tiers import slab_calls
 from kvpool_connector.tiers.slab import Slab
 from kvpool_connector.tiers.slots import SlotIndex, State
 from kvpool_connector.vllm.manager import KVPoolManager
@@ -26,7 +28,10 @@ from kvpool_connector.worker.mover import Mover
 from kvpool_connector.worker.rows import Rows
 from testkit.paced.engine import PacedEngine, engine, tokens
 from testkit.patience import PATIENCE_S
+from testkit.servers import wait_until
 
+FULL = 60
+"""Chunks of 256 KiB that others store until none of the memory tier's first rows is as it was."""
 DOCUMENTS = [tokens(number, 3000) for number in range(300, 304)]
 
 
@@ -98,6 +103,7 @@ class Disk:
             return outcomes
 
         patch.setattr(Slab, "read_into", held)
+        patch.setattr(slab_calls, "READ_S", 5.0)
 
     def hold(self) -> None:
         """Let reads wait from now on."""
@@ -198,13 +204,22 @@ def test_rows_that_a_late_read_fills(
 
 
 def evicted_meanwhile(paced: PacedEngine, disk: Disk) -> None:
-    """Load a document from memory and disk while others are stored in the memory tier."""
+    """Load a document from memory and disk while others fill the memory tier."""
     on_disk(paced, DOCUMENTS[:1], share=0.5)
+    stored = mover().outbox.outcomes["store ok"]
     disk.hold()
-    threading.Timer(0.8, disk.free.set).start()
+
+    def free_when_full() -> None:
+        with contextlib.suppress(TimeoutError):  # a fetch has its deadline, and the test says what is missing
+            wait_until("the tier is full", lambda: mover().outbox.outcomes["store ok"] - stored > FULL, 4.0)
+        disk.free.set()
+
+    freeing = threading.Thread(target=free_when_full)
+    freeing.start()
     answers = paced.generate(DOCUMENTS, concurrency=4)
+    freeing.join()
     assert disk.ended.is_set()
-    assert answers[0].cached_tokens > 0
+    assert answers[0].cached_tokens > 0, "the fetch was given up"
 
 
 def test_rows_of_a_load_are_pinned(paced: PacedEngine, disk: Disk) -> None:

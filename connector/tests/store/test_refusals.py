@@ -132,7 +132,8 @@ def test_a_replica_that_stays_one(kind: ServerKind, connect: Connect, caplog: py
             primary.set("kvpool:1", "value")
             client.execute_command("REPLICAOF", second.host, second.port)
             wait_until("it follows", lambda: client.get("kvpool:1") == b"value")
-        store = connect(first)
+        store, second_of_the_process = connect(first), connect(first)
+        assert put(second_of_the_process, VALUE) == [FAILED]
         for _ in range(50):
             assert put(store, VALUE) == [FAILED]
             assert get(store, [b"kvpool:1"], [5]) == ([HIT], [b"value"])

@@ -43,12 +43,13 @@ def test_a_reply_that_repeats_the_value_is_cut() -> None:
 
 
 def test_a_spell_is_told_once() -> None:
-    """It ends when nothing was seen for long."""
+    """It ends when nothing was seen for long. Each server has its own."""
     spells = Spells()
-    assert [spells.begins("OOM", now) for now in (0.0, 1.0, QUIET_S)] == [True, False, False]
-    assert spells.begins("MOVED", 2.0)
-    assert not spells.begins("OOM", 2 * QUIET_S)
-    assert spells.begins("OOM", 3 * QUIET_S + 1)
+    assert [spells.begins("a:1", "OOM", now) for now in (0.0, 1.0, QUIET_S)] == [True, False, False]
+    assert spells.begins("a:1", "MOVED", 2.0)
+    assert spells.begins("b:1", "OOM", 2.0)
+    assert not spells.begins("a:1", "OOM", 2 * QUIET_S)
+    assert spells.begins("a:1", "OOM", 3 * QUIET_S + 1)
 
 
 def test_a_backoff_grows_and_begins_anew() -> None:

@@ -14,7 +14,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.stores.base import Outcome, all_there
 from kvpool_connector.stores.breaker import Breaker
 from kvpool_connector.stores.connection import Buffer, Connection
-from kvpool_connector.stores.refusals import Spells, refusal_of, words_of
+from kvpool_connector.stores.refusals import SPELLS, refusal_of, words_of
 from kvpool_connector.stores.resp import bulk, bulk_into, command, count_of, expect_status, log_in, one_of
 from kvpool_connector.stores.sentinel import Sentinels, assert_primary
 from kvpool_connector.stores.stream import StreamStore
@@ -32,7 +32,6 @@ class RedisStore(StreamStore):
         self._config = config
         group = config.sentinel
         self._sentinels = None if group is None else Sentinels(group, self._stall_s)
-        self._spells = Spells()
         self._together = self._touches = True  # until the server says that it cannot
         self._expiry = b"" if config.ttl_s is None else b"$2\r\nEX\r\n" + bulk(b"%d" % config.ttl_s)
         self._set = b"*%d\r\n$3\r\nSET\r\n" % (3 if config.ttl_s is None else 5)
@@ -128,7 +127,7 @@ class RedisStore(StreamStore):
         self.errors[refusal.event] += 1
         if refusal.elsewhere:
             self._breaker.elsewhere()
-        if self._spells.begins(refusal.word, time.monotonic()):
+        if SPELLS.begins(self._where, refusal.word, time.monotonic()):
             logger.warning(
                 "%s refuses: %s. While it does, %s: %s",
                 self._where,

@@ -22,6 +22,7 @@ nothing.
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 QUIET_S = 300.0
 """A refusal that was not seen for so long is told again when it is."""
@@ -97,13 +98,20 @@ def words_of(line: bytes) -> str:
 
 
 class Spells:
-    """Says what is new, so that it is told once and not with every call."""
+    """Says what is new, so that it is told once and not with every call. From any thread."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, float] = {}
+        self._seen: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
 
-    def begins(self, what: str, now: float) -> bool:
-        """Whether this was not seen for `QUIET_S`."""
-        last = self._seen.get(what)
-        self._seen[what] = now
+    def begins(self, where: str, word: str, now: float) -> bool:
+        """Return whether a server's refusal was not seen for `QUIET_S`."""
+        with self._lock:
+            last = self._seen.get((where, word))
+            self._seen[where, word] = now
         return last is None or now - last > QUIET_S
+
+
+SPELLS = Spells()
+"""Of this process, whose connections to a server are refused alike: those of the ranks and of the
+scheduler's half, for reading and for writing."""
