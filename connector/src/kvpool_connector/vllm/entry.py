@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from kvpool_connector.vllm.plugin import register
-
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
@@ -25,8 +23,10 @@ def connector_class() -> type[KVConnectorBase_V1]:
         from kvpool_connector.vllm.disabled import unavailable
     except ImportError as error:
         raise ImportError(_sentence(error)) from error
-    register()  # a connector on PYTHONPATH may have no entry point, and MultiConnector looks its children up by name
     try:
+        from kvpool_connector.vllm.plugin import register
+
+        register()  # a connector on PYTHONPATH may have no entry point, and MultiConnector looks its children up by name
         from kvpool_connector.vllm.connector import KVPoolConnector
     except Exception as error:  # a name that is missing, or a base class that has changed under ours
         return unavailable(_sentence(error))
