@@ -23,7 +23,7 @@ from kvpool_connector.tiers.slots import SlotIndex, State
 from kvpool_connector.transfer import Orders, Reports, Spill, Tier, Transfer
 
 IDENTITY = "00112233445566778899aabbccddeeff"
-KEYS = [bytes([number]) * 8 for number in range(40)]
+KEYS = [bytes([number]) * 8 + bytes(4) for number in range(40)]
 CHUNK_BYTES, CHUNK_TOKENS = 1 << 20, 64
 HIT, MISS, RETRY, PENDING = Lookup.HIT, Lookup.MISS, Lookup.RETRY, Lookup.PENDING
 

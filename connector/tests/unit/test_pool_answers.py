@@ -219,6 +219,16 @@ def test_a_load_may_take_what_computing_takes(rig: Make) -> None:
     assert it.load(A, B, C).fetch_s == pytest.approx(0.4 * BUDGET_SLACK)
 
 
+def test_parts_of_several_groups_are_computed_at_once(rig: Make) -> None:
+    """A hybrid model has a part of a chunk in each KV group. The budget is that of the tokens."""
+    it = rig(slots=8, measured=True, remote=True)
+    chunk_takes(it, 0.2)
+    sample(it, Tier.REMOTE, 0.001)
+    parts = [key[:-1] + bytes([group]) for key in (A, B) for group in range(3)]
+    it.presence.remote |= set(parts)
+    assert it.load(*parts).fetch_s == pytest.approx(0.4 * BUDGET_SLACK)
+
+
 def test_loads_that_queue_make_way_for_computing(rig: Make) -> None:
     """A load waits behind those that were begun before it, in its tier; when they ended, the next one is begun."""
     it = rig(measured=True, remote=True, slots=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 from kvpool_connector.scheduler.contents import Contents
@@ -60,12 +61,14 @@ class Jobs:
         contents, index = self._contents, self._index
         slots: list[int] = [self._find(key) for key in keys]  # type: ignore[misc]
         fetches: dict[Tier, list[tuple[int, int]]] = {Tier.DISK: [], Tier.REMOTE: []}
+        of_groups: Counter[bytes] = Counter()  # fetched keys of each KV group, which a key ends in
         if self._lookups.reserved:
             for position, slot in enumerate(slots):
                 tier, place = self._lookups.take_source(slot)
                 if tier is not Tier.MEMORY:
                     index.set_state(slot, State.FETCHING)
                     fetches[tier].append((position, place))
+                    of_groups[keys[position][-4:]] += 1
         generations: dict[Tier, int] = {}
         for lower in contents.secondaries:
             if fetches[lower.tier]:
@@ -82,7 +85,9 @@ class Jobs:
         budget = 0.0
         if fetched:
             prefill_tokens = self._lookups.engine.prefill_tokens()
-            budget = contents.admission.fetch_budget_s(fetched, self._fetch_s, prefill_tokens)
+            # Groups hold the same tokens in turn: computing a chunk makes a part of each.
+            chunks = max(of_groups.values())
+            budget = contents.admission.fetch_budget_s(chunks, self._fetch_s, prefill_tokens)
         transfer = Transfer(
             Kind.LOAD,
             self._issue(),
