@@ -150,6 +150,10 @@ class Pool:
             self.lookups.give_up(req_id)
         return ends
 
+    def answered(self, req_id: str) -> None:
+        """The request is told what can be loaded for it, and waits no longer."""
+        self.contents.watchdog.answered(req_id)
+
     def forget_request(self, req_id: str) -> None:
         """The request is finished; its load, if any, still ends through :meth:`end_load`."""
         self.lookups.forget(req_id)
@@ -163,13 +167,25 @@ class Pool:
 
     @property
     def counts(self) -> Counter[str]:
-        """What happened, for metrics; the owner takes and clears it."""
+        """What happened, as far as it was not taken; see :meth:`take_counts`."""
         return self.contents.counts
 
     @property
     def counted(self) -> bool:
         """Whether there are counts that nobody took yet."""
         return bool(self.counts or self.spills.counts or self.contents.watchdog.counts)
+
+    def take_counts(self) -> Counter[str]:
+        """Return what was counted since the last call."""
+        taken = Counter[str]()
+        for counts in (self.counts, self.spills.counts, self.contents.watchdog.counts):
+            taken.update(counts)
+            counts.clear()
+        return taken
+
+    def queued(self, tier: Tier) -> int:
+        """Return how many parts a tier has still to deliver for loads that have begun."""
+        return self.contents.loading[tier]
 
     @property
     def store_reachable(self) -> bool | None:

@@ -154,7 +154,7 @@ class KVPoolManager(PoolLookup, OffloadingManager):
 
     def answered(self, req_id: str) -> None:
         """Called by the connector when a request was told what is loaded for it."""
-        self.pool.contents.watchdog.answered(req_id)
+        self.pool.answered(req_id)
 
     def on_reports(self, reports: Reports) -> None:
         """Called by the connector before vLLM's code sees the completions of the same worker output."""

@@ -78,11 +78,7 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
     stats.set_gauge(CHUNK_TOKENS, shape.chunk_tokens)
     stats.set_gauge(CHUNK_PARTS, shape.chunk_parts)
     stats.set_gauge(IDENTITY, 1, (shape.identity,))
-    counts = pool.counts + pool.spills.counts + pool.contents.watchdog.counts
-    pool.counts.clear()
-    pool.spills.counts.clear()
-    pool.contents.watchdog.counts.clear()
-    for what, number in counts.items():
+    for what, number in pool.take_counts().items():
         name, labels = _name(what)
         stats.increase_counter(name, number, labels)
     stats.set_gauge(RESIDENT, len(pool.index), ("memory",))
@@ -97,7 +93,7 @@ def collect(pool: Pool, shape: Shape, stats: OffloadingConnectorStats) -> Offloa
     for (figure, tier), value in pool.admission.figures().items():
         stats.set_gauge(f"kvpool:{figure}", value, ("" if tier is None else tier.value,))
     for tier in (Tier.DISK, Tier.REMOTE):  # also when it is empty, or a reset would leave its last length standing
-        stats.set_gauge("kvpool:load_queue_chunks", pool.contents.loading[tier], (tier.value,))
+        stats.set_gauge("kvpool:load_queue_chunks", pool.queued(tier), (tier.value,))
     return stats
 
 
