@@ -52,6 +52,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- printf "%s-webhook" (include "kvpool.fullname" . | trunc 55 | trimSuffix "-") }}
 {{- end }}
 
+{{- /* Releases of several namespaces have such a Role in the namespace default. */ -}}
+{{- define "kvpool.apiServersName" -}}
+{{- printf "%s-%s-api-servers" .Release.Namespace (include "kvpool.fullname" .) }}
+{{- end }}
+
 {{- define "kvpool.webhook" -}}
 enabled: {{ .Values.webhook.enabled }}
 configuration: {{ include "kvpool.fullname" . }}

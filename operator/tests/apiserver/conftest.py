@@ -35,7 +35,7 @@ SETTINGS = {
     "probeSeconds": 1,
     "resyncSeconds": 2,
     "images": {"engine": "localhost/kvpool/serving:dev"},
-    "probes": {"refusedNetworks": [], "refuseApiServer": False},  # stores and API server are on loopback here
+    "probes": {"refusedNetworks": []},  # stores are on loopback here
 }
 
 
@@ -76,6 +76,7 @@ class Operator:
 
     def __init__(self, kubeconfig: Path, work: Path, settings: dict[str, Any], webhook_port: int) -> None:
         self._work = work
+        self.kubeconfig = kubeconfig
         self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         self._logs: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -159,22 +160,28 @@ class Operator:
             self.stop()
 
 
-def _rendered(webhook_port: int) -> list[str]:
+def _manifests(webhook_port: int) -> list[dict[str, Any]]:
     """Render the chart but for the Deployment: there is no node for it to run on."""
     with Chart.load(REPOSITORY / "charts" / "kvpool-operator") as chart:
         values = {"settings": SETTINGS, "webhook": {"url": f"https://127.0.0.1:{webhook_port}"}}
         rendered = chart.render(values, name="kvpool", namespace=SYSTEM)
-    return [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
+    texts = [text for path, text in rendered.items() if not path.endswith(("NOTES.txt", "deployment.yaml"))]
+    return [one for text in texts for one in yaml.safe_load_all(text) if one]
 
 
 def _install(kubectl: Kubectl, webhook_port: int) -> dict[str, Any]:
     """Install the chart and return the settings that it made."""
-    kubectl("apply", "-f", "-", text="\n---\n".join(_rendered(webhook_port)))
+    manifests = _manifests(webhook_port)
+    for namespace in {one["metadata"].get("namespace", SYSTEM) for one in manifests}:
+        inside = [one for one in manifests if one["metadata"].get("namespace", SYSTEM) == namespace]
+        Kubectl(kubectl.environment, namespace)("apply", "-f", "-", text=yaml.safe_dump_all(inside))
     crd = "crd/kvcachepools.kvpool.dev"
     kubectl("wait", "--for=condition=Established", crd, f"--timeout={PATIENCE_S:.0f}s")
     settings = yaml.safe_load(kubectl.must_get("configmap", "kvpool-operator")["data"]["settings.yaml"])
     # Sooner than a person would want it, so that tests need not wait.
     settings["webhook"]["checkSeconds"] = 0.2
+    # The API server is on loopback, too. The chart gives the right to know its addresses all the same.
+    settings["probes"]["refuseApiServer"] = False
     made: dict[str, Any] = settings
     return made
 
@@ -216,7 +223,7 @@ def audit_log(environment: dict[str, str]) -> AuditLog:
 @pytest.fixture(scope="session")
 def chart_manifests() -> list[dict[str, Any]]:
     """Return what the chart installs in this session, but for the webhook's address."""
-    return [one for text in _rendered(0) for one in yaml.safe_load_all(text) if one]
+    return _manifests(0)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from kvpool_operator.api.settings import Probes
+from kvpool_operator.kube import ENDPOINT_SLICE, connect
+from kvpool_operator.observe.api_servers import NAME, NAMESPACE, ApiServers
+from kvpool_operator.observe.dial import AddressRefusedError, Dialer
+from testkit.patience import PATIENCE_S
 from testkit.permissions import compare, rights_of, uses_of
 
-from .conftest import SYSTEM, AuditLog
+from .conftest import SYSTEM, AuditLog, Operator
 from .injection import await_trust, create, is_injected, pod
 from .kubectl import Kubectl, eventually
 
@@ -92,10 +101,48 @@ def use_certificate(kubectl: Kubectl) -> None:
     await_trust(kubectl)
 
 
-@pytest.mark.usefixtures("foreign_kinds", "operator")
+async def _refused_of(addresses: list[str]) -> list[str]:
+    """Return those of the addresses that probes refuse, as the operator's account finds out."""
+    client = connect()
+    dial = Dialer(Probes(refused_networks=()), ApiServers(client, time.monotonic).hosts)
+    refused = []
+    for address in addresses:
+        with suppress(OSError):
+            try:
+                async with dial.connection(address, 1, PATIENCE_S):
+                    pass
+            except AddressRefusedError:
+                refused.append(address)
+    await client.close()
+    return refused
+
+
+def use_probes(kubectl: Kubectl, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask whether addresses of API servers are refused.
+
+    The API server of this cluster is on loopback, where it announces no address of its own.
+    """
+    nodes = ["192.0.2.1", "192.0.2.2"]
+    head = {"apiVersion": ENDPOINT_SLICE.api_version, "kind": ENDPOINT_SLICE.kind, "metadata": {"name": NAME}}
+    announced = {**head, "addressType": "IPv4", "endpoints": [{"addresses": [node]} for node in nodes]}
+    system = Kubectl(kubectl.environment, NAMESPACE)
+    system.apply({**announced, "ports": [{"name": "https", "port": 6443}]})
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    try:
+        assert asyncio.run(_refused_of([*nodes, "127.9.9.9"])) == nodes
+    finally:
+        system("delete", "endpointslice", NAME)
+
+
+@pytest.mark.usefixtures("foreign_kinds")
 def test_permissions_are_those_that_are_used(
-    kubectl: Kubectl, audit_log: AuditLog, chart_manifests: list[dict[str, Any]]
+    kubectl: Kubectl,
+    operator: Operator,
+    audit_log: AuditLog,
+    chart_manifests: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    use_probes(kubectl, operator.kubeconfig, monkeypatch)
     use_certificate(kubectl)
     use_injection(kubectl)
     use_sharing(kubectl)

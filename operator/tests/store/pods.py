@@ -22,7 +22,11 @@ from testkit.servers import CACHE, server_command, wait_until
 
 def anywhere() -> Dialer:
     """The operator's dialer, without addresses that it refuses: all Pods are on loopback here."""
-    return Dialer(Probes(refused_networks=(), refuse_api_server=False), ())
+    return Dialer(Probes(refused_networks=(), refuse_api_server=False), _no_hosts)
+
+
+async def _no_hosts() -> tuple[str, ...]:
+    return ()
 
 
 def program_wrappers(folder: Path) -> None:

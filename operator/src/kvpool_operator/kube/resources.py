@@ -70,6 +70,7 @@ POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDis
 NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace")
 POD = Resource("", "v1", "pods", "Pod")
+ENDPOINT_SLICE = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 EVENT = Resource("events.k8s.io", "v1", "events", "Event")
 RAY_CLUSTER = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 LLM_SERVICES = tuple(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
@@ -24,12 +24,12 @@ class AddressRefusedError(Exception):
 class Dialer:
     """Opens connections. One event loop."""
 
-    def __init__(self, probes: Probes, api_servers: Iterable[str]) -> None:
+    def __init__(self, probes: Probes, api_servers: Callable[[], Awaitable[Iterable[str]]]) -> None:
         """Args:
-        api_servers: hosts of the API server.
+        api_servers: returns the names and addresses of API servers; it is asked for each connection.
         """
         self._probes = probes
-        self._api_servers = tuple(api_servers) if probes.refuse_api_server else ()
+        self._api_servers = api_servers
         self._slots = asyncio.Semaphore(probes.at_a_time)
         # A nameserver may never answer, and its thread waits on after the deadline. Threads of the event loop's own would
         # then be missing where the webhook reads Pods.
@@ -45,13 +45,16 @@ class Dialer:
 
         Raises:
             AddressRefusedError: the host has an address that is refused.
+            ApiError: nobody told the addresses of API servers, so none can be refused.
             TimeoutError: the deadline passed.
             OSError: the name is not known, or nobody listens.
         """
+        # This wait is for the API server, so it is none of the deadline of a store.
+        api_servers = await self._api_servers() if self._probes.refuse_api_server else ()
         async with self._slots, asyncio.timeout(deadline_s):
             addresses = await self._addresses(host, port)
-            refused = [address for address in addresses if await self._is_refused(address)]
-            if refused:
+            known = await self._resolved(api_servers)
+            if any(self._is_refused(_plain(address), known) for address in addresses):
                 raise AddressRefusedError(host)
             reader, writer = await _first_of(addresses, port)
             try:
@@ -64,15 +67,19 @@ class Dialer:
     async def _addresses(self, host: str, port: int) -> list[str]:
         return await asyncio.get_running_loop().run_in_executor(self._resolvers, _addresses, host, port)
 
-    async def _is_refused(self, address: str) -> bool:
-        plain = _plain(address)
-        if any(plain in network for network in self._probes.refused_networks if network.version == plain.version):
-            return True
-        for server in self._api_servers:
+    async def _resolved(self, hosts: Iterable[str]) -> set[Address]:
+        """Return the addresses of hosts. A name that nameservers do not know has none."""
+        found: set[Address] = set()
+        for host in hosts:
             with suppress(OSError):
-                if plain in {_plain(known) for known in await self._addresses(server, 443)}:
-                    return True
-        return False
+                found.update(_plain(address) for address in await self._addresses(host, 443))
+        return found
+
+    def _is_refused(self, address: Address, api_servers: set[Address]) -> bool:
+        networks = self._probes.refused_networks
+        return address in api_servers or any(
+            address in network for network in networks if network.version == address.version
+        )
 
 
 def _addresses(host: str, port: int) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from kvpool_operator.api import KVCachePoolSpec, StoreType
 from kvpool_operator.api.external import External, ExternalSentinel
 from kvpool_operator.desired.stores import DEFAULT_PORTS
+from kvpool_operator.kube import ApiError
 from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.probe import Target, probe, probe_anonymously, sentinel_primary, within
 from kvpool_operator.status.observed import StoreProbe, StoreState
@@ -50,6 +51,9 @@ async def probe_external(
     try:
         async with asyncio.timeout(deadline_s):
             return await _probe(dial, spec, store, sentinels)
+    except ApiError as error:
+        detail = f"the store was not asked, since API servers' addresses are unknown: {error.message}"
+        return StoreProbe(StoreState.NOT_LOOKED_AT, detail)
     except TimeoutError:
         return StoreProbe(StoreState.UNREACHABLE, f"what the pool names did not all answer within {deadline_s:g} s")
 

@@ -24,6 +24,7 @@ from kvpool_operator.kube import (
     Refused,
     Resource,
 )
+from kvpool_operator.observe.api_servers import ApiServers
 from kvpool_operator.observe.cache import Cache, owner_uid
 from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.external import Login, has_external, probe_external
@@ -61,7 +62,7 @@ class Observer:
         self._cache = cache
         self._consumers_of = consumers_of
         self._settings = settings
-        self._dial = Dialer(settings.probes, client.hosts)
+        self._dial = Dialer(settings.probes, ApiServers(client, clock).hosts)
         self._clock = clock
         self._listed: dict[PoolKey, float] = {}
         self._probed: dict[PoolKey, tuple[float, KVCachePoolSpec, StoreProbe, Usernames]] = {}

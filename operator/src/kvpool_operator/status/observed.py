@@ -20,7 +20,7 @@ class StoreState(enum.Enum):
     SECRET_MISSING = "SecretMissing"  # noqa: S105  (a state's name)
     SECRET_NOT_OFFERED = "SecretNotOffered"  # noqa: S105
     NOT_LOOKED_AT = "ApiServerFailing"
-    """The API server did not tell what is in a Secret."""
+    """The API server did not tell what is in a Secret, or which addresses are its own."""
     UNKNOWN_MASTER = "UnknownMaster"
     NO_QUORUM = "EtcdQuorumLost"
     ADDRESS_REFUSED = "AddressRefused"

@@ -13,9 +13,23 @@ from helm_python import Chart, HelmError, lint
 
 from kvpool_operator.api import API_VERSION, KIND, Settings
 from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL
-from kvpool_operator.kube import CHILD_KINDS, EVENT, LLM_SERVICES, NAMESPACE, POD, POOL, RAY_CLUSTER, WEBHOOKS
+from kvpool_operator.kube import (
+    CHILD_KINDS,
+    ENDPOINT_SLICE,
+    EVENT,
+    LLM_SERVICES,
+    NAMESPACE,
+    POD,
+    POOL,
+    RAY_CLUSTER,
+    WEBHOOKS,
+)
+from kvpool_operator.observe.api_servers import NAME as NODES_NAME
+from kvpool_operator.observe.api_servers import NAMESPACE as NODES_NAMESPACE
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
+FURTHER = ("-edit", "-view", "-webhook", "-api-servers")
+"""Ends of names of roles beside the one for pools."""
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
 
@@ -34,9 +48,7 @@ def manifests(chart: Chart, values: dict[str, Any] | None = None) -> list[dict[s
 
 def one(chart: Chart, kind: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
     (found,) = [
-        m
-        for m in manifests(chart, values)
-        if m["kind"] == kind and not m["metadata"]["name"].endswith(("-edit", "-view", "-webhook"))
+        m for m in manifests(chart, values) if m["kind"] == kind and not m["metadata"]["name"].endswith(FURTHER)
     ]
     return found
 
@@ -131,6 +143,16 @@ def test_the_webhooks_rights_are_over_named_objects(chart: Chart) -> None:
     ]
 
 
+def test_the_api_servers_addresses_are_read_from_one_object(chart: Chart) -> None:
+    def found(values: dict[str, Any]) -> list[dict[str, Any]]:
+        here = [m for m in manifests(chart, values) if m["metadata"].get("namespace") == NODES_NAMESPACE]
+        return [rule for manifest in here for rule in manifest.get("rules", ())]
+
+    right = {"apiGroups": [ENDPOINT_SLICE.group], "resources": [ENDPOINT_SLICE.plural]}
+    assert found({}) == [{**right, "resourceNames": [NODES_NAME], "verbs": ["get"]}]
+    assert found({"settings": {"probes": {"refuseApiServer": False}}}) == []
+
+
 def test_the_operators_ports_are_reached_and_no_others(chart: Chart) -> None:
     values = {"webhook": {"port": 9999}}
     policy = one(chart, "NetworkPolicy", values)["spec"]
@@ -223,8 +245,9 @@ def test_no_permission_has_a_wildcard(chart: Chart) -> None:
 
 def test_with_namespaces_there_is_a_role_in_each_and_no_cluster_wide_right(chart: Chart) -> None:
     made = manifests(chart, {"watchNamespaces": ["a", "b"]})
-    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == ["a", "b", "kvpool-system"]
-    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == ["a", "b", "kvpool-system"]
+    within = ["a", "b", "kvpool-system", "default"]
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == within
+    assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == within
     bound = [m["roleRef"]["name"] for m in made if m["kind"] == "ClusterRoleBinding"]
     assert bound == ["kvpool-operator-webhook"]  # the one right that can't be a namespace's, over one named object
     without = manifests(chart, {"watchNamespaces": ["a", "b"], "webhook": {"enabled": False}})
@@ -319,7 +342,8 @@ def test_values_and_schema_agree(chart: Chart) -> None:
 
 def test_names_are_cut_to_what_kubernetes_takes(chart: Chart) -> None:
     for manifest in manifests(chart, {"fullnameOverride": "x" * 63}):
-        assert len(manifest["metadata"]["name"]) <= 70  # roles may be longer; Deployments and Pods' labels may not
+        most = 253 if "Role" in manifest["kind"] else 70  # Deployments and Pods' labels are limited
+        assert len(manifest["metadata"]["name"]) <= most
     assert one(chart, "Deployment")["metadata"]["name"] == "kvpool-operator"
     (service,) = [m for m in manifests(chart, {"fullnameOverride": "x" * 63}) if m["kind"] == "Service"]
     assert len(service["metadata"]["name"]) == 63

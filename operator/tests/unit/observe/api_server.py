@@ -10,6 +10,11 @@ import httpx2 as httpx
 from kvpool_operator.kube import Client
 
 
+async def no_hosts() -> tuple[str, ...]:
+    """Return the hosts of a cluster without an API server."""
+    return ()
+
+
 class ApiServer:
     """Counts what it is asked.
 

@@ -6,19 +6,24 @@ import asyncio
 import ipaddress
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
 
-from kvpool_operator.api import parse_spec
+from kvpool_operator.api import Settings, parse_spec
 from kvpool_operator.api.settings import Probes
 from kvpool_operator.observe import dial as module
+from kvpool_operator.observe.api_servers import ApiServers
+from kvpool_operator.observe.cache import Cache
 from kvpool_operator.observe.dial import AddressRefusedError, Dialer
 from kvpool_operator.observe.external import Login, probe_external
+from kvpool_operator.observe.gather import Observer
 from kvpool_operator.status.observed import StoreProbe, StoreState
 from testkit.patience import PATIENCE_S
+
+from .api_server import ApiServer, no_hosts
 
 ANYWHERE = Probes(refused_networks=(), refuse_api_server=False)
 
@@ -71,26 +76,106 @@ async def test_addresses_that_are_refused(host: str) -> None:
     """However they are written. Nothing is sent."""
     async with listener(b"+PONG\r\n") as (port, heard):
         spec = parse_spec({"backend": {"type": "Redis", "external": {"host": host, "port": port}}})
-        found = await probe_external(Dialer(Probes(), ()), spec, Login(password="canary"), Login())
+        found = await probe_external(Dialer(Probes(), no_hosts), spec, Login(password="canary"), Login())
     assert found.state is StoreState.ADDRESS_REFUSED
     assert not heard
+
+
+def hosts(*names: str) -> Callable[[], Awaitable[tuple[str, ...]]]:
+    async def known() -> tuple[str, ...]:
+        return names
+
+    return known
+
+
+async def is_asked(dial: Dialer, host: str) -> bool:
+    """Whether a connection to the host is tried. There need not be one."""
+    try:
+        async with dial.connection(host, 1, PATIENCE_S):
+            return True
+    except AddressRefusedError:
+        return False
+    except OSError:
+        return True
 
 
 async def test_the_api_server_is_refused_by_its_address() -> None:
     probes = Probes(refused_networks=())
     for host in ("127.0.0.1", "localhost"):
-        with pytest.raises(AddressRefusedError):
-            async with Dialer(probes, ["127.0.0.1"]).connection(host, 443, PATIENCE_S):
-                pass
-    elsewhere = Dialer(probes, ["192.0.2.1", "no-such-host.invalid"])
+        assert not await is_asked(Dialer(probes, hosts("127.0.0.1")), host)
+    elsewhere = Dialer(probes, hosts("192.0.2.1", "no-such-host.invalid"))
     async with listener(b"+PONG\r\n") as (port, _), elsewhere.connection("127.0.0.1", port, PATIENCE_S):
         pass
+
+
+SLICE = {"endpoints": [{"addresses": ["127.0.0.8"]}, {"addresses": ["127.0.0.9"]}]}
+"""Two nodes of a control plane."""
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def observer_dialer(server: ApiServer, clock: Callable[[], float] = lambda: 0.0) -> Dialer:
+    return Dialer(Probes(refused_networks=()), ApiServers(server.client, clock).hosts)
+
+
+async def test_the_control_planes_nodes_are_refused() -> None:
+    server = ApiServer({"/namespaces/default/endpointslices/kubernetes": SLICE})
+    dial = observer_dialer(server)
+    asked = {host: await is_asked(dial, host) for host in ("127.0.0.7", "127.0.0.8", "127.0.0.9")}
+    assert asked == {"127.0.0.7": True, "127.0.0.8": False, "127.0.0.9": False}
+    assert server.asked == 1
+    settings = Settings(probes=Probes(refused_networks=()))
+    observer = Observer(server.client, Cache(), settings, lambda: 0.0, lambda _: ())
+    spec = parse_spec({"backend": {"type": "Redis", "external": {"host": "127.0.0.8", "port": 1}}})
+    found, _ = await observer.store_probe(("team", "pool"), spec)
+    assert found is not None
+    assert found.state is StoreState.ADDRESS_REFUSED
+
+
+async def test_nodes_that_join_the_control_plane_are_refused_soon() -> None:
+    server = ApiServer({"/endpointslices/kubernetes": {"endpoints": None}})
+    clock = Clock()
+    dial = observer_dialer(server, clock)
+    assert await is_asked(dial, "127.0.0.8")
+    server.objects = {"/endpointslices/kubernetes": SLICE}
+    clock.now = 61
+    assert not await is_asked(dial, "127.0.0.8")
+    server.fault = 503
+    clock.now = 200
+    assert not await is_asked(dial, "127.0.0.8")
+
+
+async def test_without_the_right_the_service_alone_is_refused(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.6")
+    server = ApiServer()
+    server.fault = 403
+    dial = observer_dialer(server)
+    assert not await is_asked(dial, "127.0.0.6")
+    assert await is_asked(dial, "127.0.0.8")
+    assert "probes refuse the API server's Service alone" in caplog.text
+
+
+async def test_nothing_is_asked_while_the_api_servers_are_unknown() -> None:
+    server = ApiServer()
+    server.fault = 503
+    async with listener(b"+PONG\r\n") as (port, heard):
+        spec = parse_spec({"backend": {"type": "Redis", "external": {"host": "127.0.0.1", "port": port}}})
+        found = await probe_external(observer_dialer(server), spec, Login(), Login())
+    assert found.state is StoreState.NOT_LOOKED_AT
+    assert not heard
 
 
 async def test_networks_are_a_setting() -> None:
     probes = Probes(refused_networks=(ipaddress.ip_network("192.0.2.0/24"),))
     with pytest.raises(AddressRefusedError):
-        async with Dialer(probes, ()).connection("192.0.2.7", 6379, PATIENCE_S):
+        async with Dialer(probes, no_hosts).connection("192.0.2.7", 6379, PATIENCE_S):
             pass
 
 
@@ -104,14 +189,14 @@ async def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.
 
     async with listener(b"+PONG\r\n") as (port, _):
         monkeypatch.setattr(module, "_addresses", addresses)
-        async with Dialer(ANYWHERE, ()).connection("store.example", port, PATIENCE_S) as (_, writer):
+        async with Dialer(ANYWHERE, no_hosts).connection("store.example", port, PATIENCE_S) as (_, writer):
             assert writer.get_extra_info("peername")[0] == "127.0.0.1"
     assert asked == ["store.example"]
 
 
 async def test_few_at_a_time() -> None:
     """The others wait for their turn, and their deadline begins with it."""
-    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=2), ())
+    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=2), no_hosts)
     running = most = 0
 
     async def ask(port: int) -> None:
@@ -129,7 +214,7 @@ async def test_few_at_a_time() -> None:
 
 async def test_a_pool_with_many_silent_addresses_keeps_nobody_for_long() -> None:
     """Each has two seconds, and their turns may be all that is left. The whole has a deadline of its own."""
-    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=1), ())
+    dial = Dialer(Probes(refused_networks=(), refuse_api_server=False, at_a_time=1), no_hosts)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -151,7 +236,7 @@ async def test_names_that_are_not_answered_keep_no_thread_of_others(monkeypatch:
     answers = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.wait(PATIENCE_S) and [])
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
-    dial = Dialer(Probes(at_a_time=4), ())
+    dial = Dialer(Probes(at_a_time=4), no_hosts)
 
     async def ask() -> None:
         async with dial.connection("store.example", 6379, 0.2):
@@ -178,7 +263,7 @@ async def ask_group(primary_hosts: list[str], *answers: bytes) -> tuple[StorePro
             }
             auth = {"secretRef": {"name": "s"}}
             spec = parse_spec({"backend": {"type": "Redis", "external": {"sentinel": group, "auth": auth}}})
-            found = await probe_external(Dialer(ANYWHERE, ()), spec, Login("ann", "canary-password"), Login())
+            found = await probe_external(Dialer(ANYWHERE, no_hosts), spec, Login("ann", "canary-password"), Login())
             return found, heard
 
 
@@ -199,7 +284,7 @@ async def test_what_a_sentinel_says_is_not_repeated(answer: bytes) -> None:
     async with listener(named) as (sentinel, _):
         group = {"masterName": "prime", "endpoints": [{"host": "127.0.0.1", "port": sentinel}]}
         spec = parse_spec({"backend": {"type": "Redis", "external": {"sentinel": group}}})
-        found = await probe_external(Dialer(ANYWHERE, ()), spec, Login(), Login())
+        found = await probe_external(Dialer(ANYWHERE, no_hosts), spec, Login(), Login())
     assert "canary" not in found.detail
     told, _ = await ask_group([], answer)
     assert "the server that 127.0.0.1:" in told.detail

@@ -15,10 +15,12 @@ from kvpool_operator.observe.probe import Target, encode, probe, sentinel_primar
 from kvpool_operator.status.observed import StoreProbe, StoreState
 from testkit.patience import PATIENCE_S, promptly
 
+from .api_server import no_hosts
+
 
 def anywhere() -> Dialer:
     """A dialer that refuses no address: peers listen on loopback."""
-    return Dialer(Probes(refused_networks=(), refuse_api_server=False), ())
+    return Dialer(Probes(refused_networks=(), refuse_api_server=False), no_hosts)
 
 
 @asynccontextmanager
