@@ -21,6 +21,7 @@ from .kubectl import Kubectl, eventually
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart" / "kvcachepool.yaml"
 CHILDREN = {
     "Secret quickstart-store-auth",
+    "Secret quickstart-store-users",
     "Secret quickstart-hash-seed",
     "ConfigMap quickstart-store",
     "ConfigMap quickstart-connector",

@@ -18,7 +18,7 @@ from .kubectl import Kubectl, eventually
 EXAMPLES = Path(__file__).parents[3] / "examples" / "stores"
 COMMON = {"Secret hash-seed", "ConfigMap connector", "Service engine", "Deployment engine"}
 LONE = {"Service store", "Deployment store", "NetworkPolicy store"}
-REDIS = LONE | {"Secret store-auth", "ConfigMap store"}
+REDIS = LONE | {"Secret store-auth", "Secret store-users", "ConfigMap store"}
 MOONCAKE = {
     "ConfigMap master", "Service master", "Deployment master", "NetworkPolicy master",
     "Service members", "StatefulSet store", "NetworkPolicy store",
@@ -28,7 +28,8 @@ CHILDREN: dict[str, set[str]] = {
     "valkey": REDIS,
     "redis": REDIS,
     "sentinel": {
-        "Secret store-auth", "Secret group-auth", "ConfigMap store", "Service members", "Service sentinel",
+        "Secret store-auth", "Secret store-users", "Secret group-auth",
+        "ConfigMap store", "Service members", "Service sentinel",
         "StatefulSet store", "StatefulSet sentinel", "PodDisruptionBudget store", "PodDisruptionBudget sentinel",
         "NetworkPolicy store", "NetworkPolicy sentinel",
     },
@@ -104,7 +105,7 @@ def test_a_group_has_a_password_of_its_own_which_engines_do_not_mount(kubectl: K
     own = decoded(kubectl.must_get("secret", "sentinel-group-auth"), "password")
     engines = decoded(kubectl.must_get("secret", "sentinel-store-auth"), "password")
     assert own != engines
-    assert "kvpool-group" in decoded(kubectl.must_get("secret", "sentinel-store-auth"), "users.acl")
+    assert "kvpool-group" in decoded(kubectl.must_get("secret", "sentinel-store-users"), "users.acl")
     assert "group-auth" not in json.dumps(kubectl.must_get("deployment", "sentinel-engine"))
     shown = kubectl("get", "kvp,configmaps,services,deployments,statefulsets,pods,events", "-o", "json") + operator.log
     assert own not in shown
@@ -115,7 +116,7 @@ def test_a_group_has_a_password_of_its_own_which_engines_do_not_mount(kubectl: K
     ("change", "gone", "there"),
     [
         ({"mode": "Sentinel"}, {"Deployment store"}, "sentinel"),
-        ({"type": "Mooncake", "mooncake": {"replicas": 2}}, {"Deployment store", "Secret store-auth"}, "mooncake"),
+        ({"type": "Mooncake", "mooncake": {"replicas": 2}}, {"Secret store-users", "Secret store-auth"}, "mooncake"),
         ({"type": "LMCacheServer"}, {"Secret store-auth", "ConfigMap store"}, "lmcache-server"),
     ],
 )

@@ -428,15 +428,19 @@ def data_of(operator: Operator, name: str) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
-def edit_password(operator: Operator, password: str) -> None:
-    """As a person does, or a tool that keeps a Secret in step with a vault."""
+def edit_password(operator: Operator, password: str, *, keep: bool = True) -> None:
+    """As a person does, or a tool that keeps a Secret in step with a vault.
+
+    Args:
+        keep: keep what else is in the Secret; some tools do not.
+    """
     secret = operator.server.get(SECRET, "team", "demo-store-auth")
-    secret["data"]["password"] = base64.b64encode(password.encode()).decode()
-    operator.server.put(SECRET, secret)
+    value = {"password": base64.b64encode(password.encode()).decode()}
+    operator.server.put(SECRET, {**secret, "data": {**secret["data"], **value} if keep else value})
     operator.restart()
 
 
-@pytest.mark.parametrize("name", ["demo-store-auth", "demo-group-auth", "demo-hash-seed"])
+@pytest.mark.parametrize("name", ["demo-store-auth", "demo-store-users", "demo-group-auth", "demo-hash-seed"])
 def test_a_secret_of_somebody_elses_is_neither_mounted_nor_copied(name: str) -> None:
     """It has the name of one of the pool's own. Nothing is written that leads to what it holds."""
     operator = Operator({**MANAGED, "backend": {"type": "Redis", "mode": "Sentinel"}})
@@ -451,19 +455,20 @@ def test_a_secret_of_somebody_elses_is_neither_mounted_nor_copied(name: str) -> 
     assert "does not belong to this pool" in str(operator.status)
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["edited", "replaced"])
 @pytest.mark.parametrize("mode", ["Single", "Sentinel"])
-def test_a_password_that_is_changed_in_place_rolls_nothing(mode: str) -> None:
+def test_a_password_that_is_changed_in_place_rolls_nothing(mode: str, keep: bool) -> None:
     """The new one and the former one are valid, since Pods see a changed Secret at different times."""
     operator = Operator({**MANAGED, "backend": {"type": "Redis", **({} if mode == "Single" else {"mode": mode})}})
     operator.reconcile()
     first = data_of(operator, "demo-store-auth")["password"]
-    files = [("demo-store-auth", redis.ACL_KEY)]
+    files = [("demo-store-users", redis.ACL_KEY)]
     if mode == "Sentinel":
         files.append(("demo-group-auth", sentinel.ACL_KEY))
     valid = [first]
     for password in ("second", "third\n"):
         before = operator.server.children()
-        edit_password(operator, password)
+        edit_password(operator, password, keep=keep)
         operator.reconcile()
         valid = [password.strip(), valid[0]]
         digests = [f"#{redis.password_digest(word)}" for word in valid]
@@ -479,3 +484,26 @@ def test_a_password_that_is_changed_in_place_rolls_nothing(mode: str) -> None:
         assert operator.server.children() == settled
     copy = operator.server.get(SECRET, "web", "team.demo-store-auth")["data"]["password"]
     assert base64.b64decode(copy) == b"third"
+
+
+def test_a_deleted_password_stays_valid_while_engines_roll() -> None:
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    first = data_of(operator, "demo-store-auth")["password"]
+    del operator.server.objects[SECRET.object_path("team", "demo-store-auth")]
+    operator.restart()
+    operator.reconcile()
+    users = data_of(operator, "demo-store-users")[redis.ACL_KEY]
+    assert f"#{redis.password_digest(first)}" in users
+    assert f"#{redis.password_digest(data_of(operator, 'demo-store-auth')['password'])}" in users
+
+
+def test_a_password_ends_at_once_with_the_users() -> None:
+    """Nothing is left of the former one where its digest is deleted."""
+    operator = Operator(MANAGED)
+    operator.reconcile()
+    first = data_of(operator, "demo-store-auth")["password"]
+    edit_password(operator, "second")
+    del operator.server.objects[SECRET.object_path("team", "demo-store-users")]
+    operator.reconcile()
+    assert redis.password_digest(first) not in data_of(operator, "demo-store-users")[redis.ACL_KEY]

@@ -3,7 +3,8 @@
 Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. There are two ways
 to another one. Delete the Secret: all engines then roll, because the Secret's uid is part of their configuration hash. Or change
 ``password`` in it, as tools that keep Secrets in step with a vault do: nothing rolls. The store takes the new and the former
-password over while it runs (``users.sh``), and engines read the new one from their mounted file when they connect.
+password over while it runs (``users.sh``), and engines read the new one from their mounted file when they connect. The digest of
+the former one is read from the Secret with the users, which is the operator's alone.
 """
 
 from __future__ import annotations
@@ -72,8 +73,7 @@ class SecretValues:
             password, password_uid = await self._value(
                 pool, names.store_auth(pool), redis.PASSWORD_KEY, new_password, redis.build_auth_secret, create=create
             )
-            secret = await self._find(pool.namespace, names.store_auth(pool))
-            users = decoded(secret or {}, redis.ACL_KEY)
+            users = await self._users(pool)
             pool = _with(pool, former_digest=redis.former_digest(users, password))
         hash_seed, seed_uid = await self._value(
             pool, names.hash_seed(pool), seed.KEY, new_hash_seed, seed.build_secret, create=create
@@ -108,12 +108,18 @@ class SecretValues:
             manifest = build(_with(pool, store_password=value, hash_seed=value, group_password=value))
             assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
             secret = await self._create(manifest)
-        if owner_uid(secret) != pool.uid:
-            # Pods would mount it, and accepting namespaces get a copy: what it holds is not for them.
-            like = build(pool)
-            assert like is not None  # noqa: S101  (as above)
-            raise SecretRefused(Refusal("Secret", name, taken(secret), like["metadata"]["labels"][COMPONENT_LABEL]))
+        like = build(pool)
+        assert like is not None  # noqa: S101  (as above)
+        _refuse_foreign(pool, secret, like["metadata"]["labels"][COMPONENT_LABEL])
         return decoded(secret, key).strip(), str(secret["metadata"]["uid"])
+
+    async def _users(self, pool: Pool) -> str:
+        """Return the users of the store as they were last written; empty: they never were."""
+        secret = await self._find(pool.namespace, names.store_users(pool))
+        if secret is None:
+            return ""
+        _refuse_foreign(pool, secret, redis.COMPONENT)
+        return decoded(secret, redis.ACL_KEY)
 
     async def _find(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         """From the watch cache, else from the API server: a cache that is behind must not look like a missing Secret."""
@@ -137,6 +143,16 @@ class SecretValues:
             raise SecretRefused(Refusal("Secret", metadata["name"], error.message, component)) from None
         self._cache.put(made)
         return made
+
+
+def _refuse_foreign(pool: Pool, secret: Mapping[str, Any], component: str) -> None:
+    """Refuse a Secret of somebody else's.
+
+    Pods would mount it, and accepting namespaces get a copy: what it holds is not for them.
+    """
+    if owner_uid(secret) != pool.uid:
+        name = str(secret["metadata"]["name"])
+        raise SecretRefused(Refusal("Secret", name, taken(secret), component))
 
 
 def _with(pool: Pool, **values: str) -> Pool:

@@ -38,6 +38,11 @@ def store_auth(pool: Pool) -> str:
     return f"{pool.name}-store-auth"
 
 
+def store_users(pool: Pool) -> str:
+    """Secret with the users that a server lets in. No tool that keeps passwords in step has to know it."""
+    return f"{pool.name}-store-users"
+
+
 def members(pool: Pool) -> str:
     """Headless Service that gives each server of a store a name of its own."""
     return f"{pool.name}-members"

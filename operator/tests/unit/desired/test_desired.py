@@ -31,6 +31,7 @@ def heads(manifests: list[Manifest]) -> list[str]:
 def test_the_quickstart_has_these_children(make_pool: MakePool) -> None:
     assert heads(desired(make_pool(QUICKSTART))) == [
         "Secret demo-store-auth",
+        "Secret demo-store-users",
         "Secret demo-hash-seed",
         "ConfigMap demo-store",
         "ConfigMap demo-connector",

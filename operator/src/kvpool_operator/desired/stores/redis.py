@@ -80,14 +80,24 @@ def acl(password: str, group_password: str = "", former: str = "") -> str:
 
 
 def build_auth_secret(pool: Pool) -> Manifest | None:
+    """Return the Secret that engines mount and in which people and tools change the password."""
     if pool.spec.managed_redis is None:
         return None
-    group_password = pool.material.group_password if pool.spec.uses_sentinels else ""
-    content = {
-        PASSWORD_KEY: pool.material.store_password,
-        ACL_KEY: acl(pool.material.store_password, group_password, pool.material.former_digest),
-    }
-    return secret(pool, names.store_auth(pool), content)
+    return secret(pool, names.store_auth(pool), {PASSWORD_KEY: pool.material.store_password})
+
+
+def build_users_secret(pool: Pool) -> Manifest | None:
+    """Return the Secret that servers mount.
+
+    It is the operator's alone: a tool that replaces the other one as a whole leaves the digest of the
+    former password here.
+    """
+    if pool.spec.managed_redis is None:
+        return None
+    material = pool.material
+    group_password = material.group_password if pool.spec.uses_sentinels else ""
+    users = acl(material.store_password, group_password, material.former_digest)
+    return secret(pool, names.store_users(pool), {ACL_KEY: users})
 
 
 def secret(pool: Pool, name: str, content: dict[str, str]) -> Manifest:
@@ -173,7 +183,13 @@ def build_deployment(pool: Pool) -> Manifest | None:
 
 def build(pool: Pool) -> list[Manifest]:
     """The lone server."""
-    built = (build_auth_secret(pool), build_configmap(pool), build_service(pool), build_deployment(pool))
+    built = (
+        build_auth_secret(pool),
+        build_users_secret(pool),
+        build_configmap(pool),
+        build_service(pool),
+        build_deployment(pool),
+    )
     policies = [network_policy(pool)] if _lone(pool) is not None else []
     return [*(manifest for manifest in built if manifest is not None), *policies]
 
@@ -199,7 +215,7 @@ def password_variables(pool: Pool, backend: Backend) -> list[Manifest]:
 
 def volumes(pool: Pool) -> list[Manifest]:
     users = {
-        "secretName": names.store_auth(pool),
+        "secretName": names.store_users(pool),
         "defaultMode": 0o440,
         "items": [{"key": ACL_KEY, "path": ACL_KEY}],
     }

@@ -120,16 +120,12 @@ def files(pool: Pool, backend: Backend) -> dict[str, str]:
 
 def build(pool: Pool) -> list[Manifest]:
     """The whole group; nothing for a pool without sentinels of kvpool's."""
-    backend, group_secret, auth_secret = (
-        pool.spec.managed_redis,
-        build_group_secret(pool),
-        redis.build_auth_secret(pool),
-    )
-    if backend is None or group_secret is None or auth_secret is None:
+    backend = pool.spec.managed_redis
+    if backend is None or not pool.spec.uses_sentinels:
         return []
+    secrets = (build_group_secret(pool), redis.build_auth_secret(pool), redis.build_users_secret(pool))
     return [
-        group_secret,
-        auth_secret,
+        *(secret for secret in secrets if secret is not None),
         parts.config_map(pool, names.store(pool), redis.COMPONENT, files(pool, backend)),
         parts.service(pool, names.members(pool), redis.COMPONENT, {"redis": redis.PORT}, headless=True),
         parts.service(pool, names.sentinel(pool), COMPONENT, {"sentinel": PORT}, headless=True),
