@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 from kvpool_operator.api import API_VERSION, GROUP, KIND, Engine
 from kvpool_operator.desired.pool import Manifest, Pool
 
@@ -12,7 +15,7 @@ ENGINE_LABEL = f"{GROUP}/engine"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 
 CONSUMER_LABEL = f"{GROUP}/consumer"
-"""On Pods of others that use a pool; its value is the pool's name."""
+"""On users' Pods that use a pool; its value is `consumer_value` of the pool."""
 
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On Pod templates: a new configuration makes new Pods."""
@@ -27,6 +30,20 @@ SECRET_UIDS_ANNOTATION = f"{GROUP}/secret-uids"
 STORE_CONTAINER = "store"
 ENGINE_CONTAINER = "engine"
 LMCACHE_CONTAINER = "lmcache"
+
+_READABLE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\.[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_MOST_LABEL = 63
+
+
+def consumer_value(namespace: str, name: str) -> str:
+    """Return the value of `CONSUMER_LABEL` for a pool, which no pool of another namespace has.
+
+    It is `<namespace>.<name>`, or a digest, which has no dot, where a label cannot hold that.
+    """
+    value = f"{namespace}.{name}"
+    if len(value) <= _MOST_LABEL and _READABLE.fullmatch(value):
+        return value
+    return hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:40]
 
 
 def store(pool: Pool) -> str:

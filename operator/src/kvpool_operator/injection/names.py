@@ -23,10 +23,10 @@ INJECTED = f"{GROUP}/injected"
 SKIP_REASON = f"{GROUP}/skip-reason"
 """Annotation: ``<word>: <what to do>``, why an object was left as it was."""
 CONSUMER = CONSUMER_LABEL
-"""Label on every Pod that was looked at; the operator watches Pods by it. Its value is the pool's name on Pods that got
-the pool, which the NetworkPolicies of a store select, and ``NO_POOL`` on all others."""
+"""Label on every Pod that was looked at; the operator watches Pods by it. Its value is the pool on Pods that got
+the pool (``consumer_value``), which the NetworkPolicies of a store select, and ``NO_POOL`` on all others."""
 NO_POOL = "No-Pool"
-"""No pool has this name: names of Kubernetes' objects have no capitals."""
+"""The value for no pool: names of Kubernetes' objects have no capitals."""
 
 RAY_CLUSTER = "ray.io/cluster"
 """Label of KubeRay on Pods: the RayCluster, whose annotations are the RayService's."""

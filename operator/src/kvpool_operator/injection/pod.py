@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from kvpool_connector.config import ENV_CONFIG_FILE
 from kvpool_operator.desired import connector_config, disk, seed
+from kvpool_operator.desired.names import consumer_value
 from kvpool_operator.desired.podpatch import merge_list
 from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection import connectors, flags, launch, memory, names
@@ -28,7 +28,6 @@ _EXPANDABLE = "expandable_segments:True"
 """vLLM 0.32 refuses it beside any KV connector (``config/vllm.py``), so the Pod would not start any more."""
 _SEED = "PYTHONHASHSEED"
 _PYTHON_PATH = "PYTHONPATH"
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 Json = dict[str, Any]
 
 
@@ -61,8 +60,7 @@ def _marked(pod: Json, pool: PoolKey | None, *, injected: str | None = None, ski
             annotations.pop(key, None)
         else:
             annotations[key] = value
-    # The annotation may say anything, a label may not.
-    label = pool[1] if pool is not None and injected is not None and _LABEL.fullmatch(pool[1]) else names.NO_POOL
+    label = consumer_value(*pool) if pool is not None and injected is not None else names.NO_POOL
     labels = {**(metadata.get("labels") or {}), names.CONSUMER: label}
     return {**pod, "metadata": {**metadata, "annotations": annotations, "labels": labels}}
 

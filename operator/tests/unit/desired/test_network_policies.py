@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from kvpool_operator.desired import Manifest, Pool, desired, engines
+from kvpool_operator.desired.names import consumer_value
 
 from ..conftest import MakePool
 
-CONSUMER = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "demo"}}}
+CONSUMER = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "team.demo"}}}
 WEB = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}}}
 CLIENTS = [{"podSelector": {"matchLabels": {"kvpool.dev/pool": "demo"}}}, CONSUMER, {**WEB, **CONSUMER}]
 OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kvpool-system"}}}
@@ -91,6 +94,30 @@ def test_every_server_is_selected(case: tuple[Pool, dict[str, Rules]]) -> None:
         if labels is None or labels["app.kubernetes.io/component"] == engines.COMPONENT:
             continue
         assert any(wanted.items() <= labels.items() for wanted in selected), manifest["metadata"]["name"]
+
+
+def let_in(pool: Pool) -> set[str]:
+    """Return the values of the label that let Pods of users in."""
+    sources = [source for policy in policies(pool) for sources, _ in rules(policy) for source in sources]
+    labels = [source["podSelector"]["matchLabels"] for source in sources if "podSelector" in source]
+    return {found["kvpool.dev/consumer"] for found in labels if "kvpool.dev/consumer" in found}
+
+
+def test_consumers_of_a_namesake_are_kept_out(make_pool: MakePool) -> None:
+    """A Pod may use a pool of another namespace where a pool of the same name is its neighbour."""
+    pool = make_pool({"backend": {"type": "Redis"}, "injection": {"allowedNamespaces": ["web"]}})
+    assert let_in(pool) == {consumer_value("team", "demo")}
+    assert let_in(dataclasses.replace(pool, namespace="web")) == {consumer_value("web", "demo")}
+
+
+def test_a_consumers_label_names_one_pool() -> None:
+    """Names of pools and namespaces have no dot, and a digest has none either."""
+    keys = [("team", "demo"), ("team-demo", "x"), ("team", "demo-x"), ("n" * 63, "a"), ("n" * 63, "b"), ("a", "b.c")]
+    values = [consumer_value(*key) for key in keys]
+    assert len(set(values)) == len(keys)
+    assert values[0] == "team.demo"
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", value) for value in values)
+    assert ["." in value for value in values] == [True, True, True, False, False, False]
 
 
 def test_egress_is_left_open(case: tuple[Pool, dict[str, Rules]]) -> None:

@@ -133,7 +133,7 @@ def test_mooncakes_administration_is_open_to_the_operators_namespace_and_to_stor
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ops"}}}, {"podSelector": stores},
     ]  # fmt: skip
     store = found(pool, "NetworkPolicy", "demo-store")["spec"]["ingress"][0]
-    consumers = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "demo"}}}
+    consumers = {"podSelector": {"matchLabels": {"kvpool.dev/consumer": "team.demo"}}}
     web = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "web"}}}
     assert store["from"] == [
         {"podSelector": {"matchLabels": {"kvpool.dev/pool": "demo"}}},

@@ -32,7 +32,7 @@ def test_every_kind_gets_configuration_seed_and_password(kind: str) -> None:
     assert volumes["kvpool-config"]["configMap"] == {"name": "demo-connector"}
     assert volumes["kvpool-store-auth"]["secret"]["secretName"] == "demo-store-auth"
     assert body["metadata"]["annotations"]["kvpool.dev/injected"] == "team/demo@abc"
-    assert body["metadata"]["labels"]["kvpool.dev/consumer"] == "demo"
+    assert body["metadata"]["labels"]["kvpool.dev/consumer"] == "team.demo"
     untouched = [other for other in KINDS[kind]["spec"]["containers"] if other["name"] != one["name"]]
     assert [other for other in body["spec"]["containers"] if other["name"] != one["name"]] == untouched
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -111,18 +112,18 @@ def test_a_reason_goes_when_the_pod_is_injected_after_all() -> None:
     assert "kvpool.dev/skip-reason" not in changed(pod(serve(), annotations=annotations))["metadata"]["annotations"]
 
 
-def test_a_pool_name_that_no_label_can_hold() -> None:
+def test_the_label_is_one_whatever_the_pool_is_called() -> None:
     for name in ("-a", "a/b", "x" * 64, "A b", ""):
         labels = changed(pod(serve()), key=("team", name))["metadata"]["labels"]
-        assert labels["kvpool.dev/consumer"] == "No-Pool"
+        assert re.fullmatch("[0-9a-f]{40}", labels["kvpool.dev/consumer"])
 
 
 def test_a_pod_that_is_left_as_it_is_enters_no_network_policy() -> None:
-    """Its label is there, so that the watch sees it. It is no pool's name, since those have no capital."""
+    """Its label is there, so that the watch sees it. It is no pool's, since names have no capital."""
     label = skipped_label(pod(container(command=["nginx"])))
     assert label == "No-Pool"
     assert label != label.lower()
-    carried = pod(container(command=["nginx"]), labels={"kvpool.dev/consumer": "demo"})
+    carried = pod(container(command=["nginx"]), labels={"kvpool.dev/consumer": "team.demo"})
     assert skipped_label(carried) == "No-Pool"
 
 

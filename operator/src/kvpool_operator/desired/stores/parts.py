@@ -44,8 +44,9 @@ def budget(pool: Pool, name: str, component: str) -> Manifest:
 
 
 def pool_pods(pool: Pool) -> list[Manifest]:
-    """For a NetworkPolicy: the pool's own Pods, and Pods of others that were given the pool."""
-    consumers = {"podSelector": {"matchLabels": {names.CONSUMER_LABEL: pool.name}}}
+    """Return the sources of a NetworkPolicy that are the pool's own Pods, and users' Pods that were given the pool."""
+    consumer = {names.CONSUMER_LABEL: names.consumer_value(pool.namespace, pool.name)}
+    consumers = {"podSelector": {"matchLabels": consumer}}
     elsewhere = [
         {"namespaceSelector": {"matchLabels": {NAMESPACE_LABEL: namespace}}, **consumers}
         for namespace in pool.shared_with
