@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kvpool_operator.api.injection import CONSUMERS_SHOWN, ConsumerStatus
+from kvpool_operator.api.injection import CONSUMERS_SHOWN, ConsumerStatus, NamespaceName
 from kvpool_operator.api.types import ApiModel, list_field
 
 
@@ -76,6 +76,11 @@ class KVCachePoolStatus(ApiModel):
     consumer_count: int | None = Field(None, ge=0, description="How many Pods of others name the pool.")
     workloads_waiting: int | None = Field(
         None, ge=0, description="Workloads of others with Pods that would get the cache if they were restarted."
+    )
+    refusing_namespaces: tuple[NamespaceName, ...] = list_field(
+        kind="set",
+        maximum=64,
+        description="Namespaces in spec.injection.allowedNamespaces that do not take the pool; nothing is written there.",
     )
     store: str | None = Field(None, max_length=64, description="The store in a word, for kubectl get.")
     engines_ready: str | None = Field(None, max_length=32, description="Ready and wanted Pods, for kubectl get.")

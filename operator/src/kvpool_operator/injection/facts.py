@@ -15,7 +15,7 @@ from kvpool_operator.api import (
     Settings,
     parse_spec,
 )
-from kvpool_operator.api.consent import ACCEPTS, refusing
+from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.desired import Material, Pool, connector_config, disk, grants
 from kvpool_operator.desired.stores import remotes
 from kvpool_operator.injection.names import PoolKey
@@ -129,16 +129,13 @@ def _pool(key: PoolKey, body: Mapping[str, Any] | None, settings: Settings) -> P
 
 def _refuse_without_consent(key: PoolKey, body: Mapping[str, Any], namespace: str) -> None:
     """Nothing of the pool is in a namespace that does not take it; the pool's status says whether that is why."""
-    if namespace == key[0]:
-        return
-    for condition in body.get("status", {}).get("conditions", ()):
-        if condition.get("reason") == Why.NOT_ACCEPTED and namespace in refusing(str(condition.get("message", ""))):
-            pool = "/".join(key)
-            raise Skip(
-                Why.NOT_ACCEPTED,
-                f"this namespace does not say that it takes pool {pool}: its owner types "
-                f"kubectl annotate namespace {namespace} {ACCEPTS}={pool}",
-            )
+    if namespace in body.get("status", {}).get("refusingNamespaces", ()):
+        pool = "/".join(key)
+        raise Skip(
+            Why.NOT_ACCEPTED,
+            f"this namespace does not say that it takes pool {pool}: its owner types "
+            f"kubectl annotate namespace {namespace} {ACCEPTS}={pool}",
+        )
 
 
 def _refuse_missing_secret(key: PoolKey, body: Mapping[str, Any]) -> None:

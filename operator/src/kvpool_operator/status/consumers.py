@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvpool_operator.api import ConnectorType, Delivery, InjectionMode
-from kvpool_operator.api.consent import ACCEPTS, refusal
+from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import grants
 from kvpool_operator.status.checks import Finding, refused
@@ -108,7 +108,10 @@ def _is_usable(seen: Observed) -> bool:
 
 
 def facts(seen: Observed) -> dict[str, Any]:
-    """``status.consumers`` and its count. Those that need a hand come first, so that they are there in a long list."""
+    """Return ``status.consumers`` with counts, and the namespaces that refuse the pool.
+
+    Consumers that need a hand come first, so that they are there in a long list.
+    """
     order = list(State)
     judged = _judged(seen)
     judged.sort(key=lambda entry: (order.index(entry[1]), entry[0].namespace, entry[0].pod))
@@ -122,7 +125,13 @@ def facts(seen: Observed) -> dict[str, Any]:
         }
         for consumer, state, reason in judged[:CONSUMERS_SHOWN]
     ]
-    return {"consumers": shown, "consumerCount": len(judged), "workloadsWaiting": len(waiting(seen))}
+    refusing = {"refusingNamespaces": list(seen.unconsenting)} if seen.consents_known else {}
+    return {
+        "consumers": shown,
+        "consumerCount": len(judged),
+        "workloadsWaiting": len(waiting(seen)),
+        **refusing,
+    }
 
 
 def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
@@ -164,8 +173,8 @@ def namespaces_take_the_pool(seen: Observed) -> Finding | None:
     command = f"kubectl annotate namespace {seen.unconsenting[0]} {ACCEPTS}={pool}"
     return Finding(
         NOT_ACCEPTED,
-        f"{refusal(seen.unconsenting)}Nothing is written there until their owner types {command} (several pools: "
-        "separated by commas)",
+        f"namespaces in spec.injection.allowedNamespaces that do not take this pool: {', '.join(seen.unconsenting)}. "
+        f"Nothing is written there until their owner types {command} (several pools: separated by commas)",
     )
 
 

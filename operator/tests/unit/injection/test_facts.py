@@ -13,7 +13,7 @@ from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.names import BadReference, pool_key
 from kvpool_operator.injection.outcome import Skip
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Observed
+from kvpool_operator.status.observed import Observed, Refusal
 
 from ..conftest import MakePool
 
@@ -115,6 +115,24 @@ def test_a_namespace_is_blamed_only_if_it_is_the_one_that_refuses(
     with pytest.raises(Skip) as caught:
         gather(spec, "web", there=False, status=build_status(seen, {}, "t"))
     assert str(caught.value).startswith(says)
+
+
+def test_a_namespace_that_refuses_is_told_whatever_else_is_wrong(make_pool: MakePool) -> None:
+    """A condition has one cause in its message, and here it is another one."""
+    spec = {**MANAGED, "injection": {"allowedNamespaces": ["web", "other"]}}
+    refusal = Refusal("Secret", "team.demo-hash-seed", "a quota", grants.COMPONENT)
+    seen = Observed(generation=1, pool=make_pool(spec), unconsenting=("web",), refusals=(refusal,))
+    status = build_status(seen, {}, "t")
+    assert [one["reason"] for one in status["conditions"] if one["type"] == "InjectionReady"] == ["GrantNotWritten"]
+    with pytest.raises(Skip, match="NamespaceDoesNotAccept: this namespace"):
+        gather(spec, "web", there=False, status=status)
+
+
+def test_who_refuses_is_unknown_while_namespaces_were_not_read(make_pool: MakePool) -> None:
+    spec = {**MANAGED, "injection": {"allowedNamespaces": ["web"]}}
+    seen = Observed(generation=1, pool=make_pool(spec), unconsenting=("web",), consents_known=False)
+    with pytest.raises(Skip, match="PoolNotReady: ConfigMap"):
+        gather(spec, "web", there=False, status=build_status(seen, {}, "t"))
 
 
 def test_a_secret_of_the_users_that_is_missing() -> None:
