@@ -79,6 +79,7 @@ class Operator:
         self.kubeconfig = kubeconfig
         self._environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
         self._logs: list[Path] = []
+        self._connections = work / "connections"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self.settings = work / "settings.yaml"
@@ -90,13 +91,19 @@ class Operator:
         """Of all runs, in their order: what is later in time is later in it."""
         return "".join(path.read_text() for path in self._logs)
 
+    @property
+    def connections(self) -> list[str]:
+        """Return what the operator connected to and looked up so far, a line each."""
+        return self._connections.read_text().splitlines()
+
     def said_of(self, namespace: str, since: int) -> str:
         """Lines about a namespace, from a length of the log on. Others are about what earlier tests left."""
         return "\n".join(line for line in self.log[since:].splitlines() if f"{namespace}/" in line)
 
     def start(self) -> None:
         self._port = port = free_port()
-        command = [sys.executable, "-m", "kvpool_operator", "--settings", str(self.settings)]
+        watched = [str(Path(__file__).with_name("watched.py")), str(self._connections)]
+        command = [sys.executable, *watched, "--settings", str(self.settings)]
         self._logs.append(self._work / f"operator-{len(self._logs)}.log")
         with self._logs[-1].open("wb") as log:
             self._process = subprocess.Popen(

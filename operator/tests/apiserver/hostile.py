@@ -15,6 +15,7 @@ TEXTS = (
     "a\x00b",
     "a\r\nAUTH stolen",
     "x" * 5000,
+    "x" * (1 << 20),
     "\uff44\uff45\uff4d\uff4f",
     "d\u0435mo",
     "{{ 7 * 7 }}",
@@ -30,7 +31,8 @@ TEXTS = (
     "",
     " ",
 )
-"""Paths, encoded paths, NUL, line ends, long texts, look-alikes, templates, shells, queries, aliases, addresses."""
+"""Paths, encoded paths, NUL, line ends, long texts (one of 1 MB), look-alikes, templates, shells, queries, aliases,
+addresses."""
 VALUES: tuple[Any, ...] = (None, True, 0, -1, 2**63, 1e30, "1", [], {}, [[]], {"a": {"b": 1}}, ["x"] * 300)
 """Other types and sizes."""
 BASES: tuple[dict[str, Any], ...] = (
@@ -95,7 +97,7 @@ SCRIPTS = (
     f"vllm serve m ${VARIABLE} " + "# " * 200_000,
     f"vllm serve m ${VARIABLE} " + "# " * 30_000,
     f"vllm serve m ${VARIABLE} '" + "x" * 60_000 + "'",
-    f"vllm serve m ${VARIABLE} '" + "x" * 900_000 + "'",
+    f"vllm serve m ${VARIABLE} '" + "x" * (1 << 20) + "'",
     f"vllm serve m ${VARIABLE} " + "$(" * 2000,
     f"vllm serve m ${VARIABLE} " + "'" * 4999,
     f"vllm serve m ${VARIABLE} --kv-transfer-config '" + '{"a":' * 3000,
@@ -105,7 +107,7 @@ SCRIPTS = (
 """Long, deeply nested and unfinished texts where a shell script would be."""
 WORDS = (
     "'" + "x" * 60_000 + "'",
-    "'" + "x" * 900_000 + "'",
+    "'" + "x" * (1 << 20) + "'",
     "'" * 4999,
     "--kv-transfer-config '" + '{"a":' * 3000,
     "--a " * 15_000,
@@ -121,7 +123,7 @@ CONNECTORS = (
     + "1"
     + "}" * 500
     + "]}}",
-    '{"kv_connector":"Other","a":"' + "x" * 900_000 + '"}',
+    '{"kv_connector":"Other","a":"' + "x" * (1 << 20) + '"}',
     '{"kv_connector":"\\ud800"}',
 )
 """The like where the JSON of a connector would be."""
@@ -131,7 +133,7 @@ def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]
     """Yield so many pairs of annotations and fields of a container, the same ones for the same seed."""
     draw = random.Random(seed)
     for _ in range(count):
-        annotations = {"kvpool.dev/pool": draw.choice(("demo", *TEXTS))}
+        annotations = {"kvpool.dev/pool": draw.choice(("demo", draw.choice(TEXTS)))}
         annotations |= {key: draw.choice(TEXTS) for key in draw.sample(KEYS[1:], draw.randrange(3))}
         yield annotations, draw.choice((_script, _variable, _connector, _nothing))(draw)
 
