@@ -28,6 +28,14 @@ def answer_with(status: int) -> httpx.Response:
     return httpx.Response(status, json={"kind": "Status", "message": f"canary {status}", "code": status})
 
 
+GARBAGE = (b"", b"<html>canary</html>", b'{"kind": "Pod"', b"[]", b"{}")
+"""Answers that are none of an API server's: of a proxy before it, or cut off."""
+Kind = int | str | bytes
+"""A fault: an HTTP status (0: nobody listens), `LOST`, or the content of an answer."""
+LOST = "lost"
+"""The call is carried out, and its answer does not arrive."""
+
+
 class ApiServer:
     """Objects by path.
 
@@ -86,13 +94,21 @@ class ApiServer:
         self.objects[path] = stored
         return stored
 
+    def fail(self, request: httpx.Request, kind: Kind) -> httpx.Response:
+        """Answer with a fault."""
+        if kind == LOST:
+            self._carry_out(request)
+            raise httpx.ReadError("canary lost")
+        return httpx.Response(200, content=kind) if isinstance(kind, bytes) else answer_with(int(kind))
+
     def _answer(self, request: httpx.Request) -> httpx.Response:
         number = len(self.calls)
-        path = request.url.path
-        self.calls.append((request.method, path))
+        self.calls.append((request.method, request.url.path))
         broken = self.fault(number, request)
-        if broken is not None:
-            return broken
+        return self._carry_out(request) if broken is None else broken
+
+    def _carry_out(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
         if request.method == "GET":
             return self._read(path, request.url.params.get("labelSelector"))
         if request.method == "DELETE":

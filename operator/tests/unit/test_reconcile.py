@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import httpx2 as httpx
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvpool_operator import reconcile as module
 from kvpool_operator.api import Settings
@@ -18,7 +20,7 @@ from kvpool_operator.observe.cache import Cache
 from kvpool_operator.reconcile import Reconciler
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
-from .fake_api import ApiServer, answer_with, no_fault
+from .fake_api import GARBAGE, LOST, ApiServer, Kind, answer_with, no_fault
 
 KEY = ("team", "demo")
 MANAGED: dict[str, Any] = {
@@ -34,18 +36,27 @@ EXTERNAL: dict[str, Any] = {
     "backend": {"type": "Redis", "external": {"host": "redis.example", "auth": {"secretRef": REFERENCE}}},
     "injection": {},
 }
-SPECS = {"managed": MANAGED, "external": EXTERNAL}
-FAULTS = (0, 403, 404, 409, 422, 500)
+MOONCAKE: dict[str, Any] = {**MANAGED, "backend": {"type": "Mooncake", "mooncake": {"ha": True}}}
+SPECS = {"managed": MANAGED, "external": EXTERNAL, "mooncake": MOONCAKE}
+NO_ANSWER: tuple[Kind, ...] = (0, LOST, *GARBAGE)
+LATER: tuple[Kind, ...] = (429, 500, 503)
+FAULTS: tuple[tuple[Kind, ...], ...] = (NO_ANSWER, LATER, (403,), (404,), (409,), (422,))
+"""What may become of a call, by what a client can make of it."""
+TOLD = ("canary", "nobody listens", "the answer is no object of an API server")
+"""What a status says of them."""
+
+
+PROBE = "kvpool_operator.observe.gather.probe_external"
+
+
+async def available(*_: Any) -> StoreProbe:
+    return StoreProbe(StoreState.AVAILABLE, "redis.example:6379 answers")
 
 
 @pytest.fixture(autouse=True)
 def answering_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """The external store answers. What a real one says: test_probe.py."""
-
-    async def available(*_: Any) -> StoreProbe:
-        return StoreProbe(StoreState.AVAILABLE, "redis.example:6379 answers")
-
-    monkeypatch.setattr("kvpool_operator.observe.gather.probe_external", available)
+    monkeypatch.setattr(PROBE, available)
 
 
 class Operator:
@@ -97,13 +108,6 @@ class Operator:
         return "", "", ""
 
 
-def failing_at(number: int, status: int) -> Any:
-    def fault(call: int, _: httpx.Request) -> httpx.Response | None:
-        return answer_with(status) if call == number else None
-
-    return fault
-
-
 def undisturbed(spec: dict[str, Any], before: dict[str, Any] | None) -> Operator:
     operator = Operator(before or spec)
     operator.reconcile()
@@ -119,38 +123,72 @@ def changed(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "tiers": {"cpu": {"size": "2Gi"}}, "engines": [{"replicas": 2}, {"name": "more"}]}
 
 
-@pytest.mark.parametrize("start", ["first", "change"])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_any_error_at_any_call_leaves_a_true_status(spec: dict[str, Any], start: str) -> None:
-    """Ready is True only if all is there as it would be without the error. And the next reconciliation mends all."""
-    before = None if start == "first" else spec
-    spec = spec if start == "first" else changed(spec)
-    model = undisturbed(spec, before)
-    assert model.condition()[:2] == ("True", "AllReady")
-    wanted, calls = model.server.children(), list(model.server.calls)
-    assert len(calls) > 12
-    for number, (method, path) in enumerate(calls):
-        for status in FAULTS:
-            operator = Operator(before or spec)
-            if before is not None:
-                operator.reconcile()
-                operator.server.calls.clear()
-                operator.write_pool(spec)
-            operator.server.fault = failing_at(number, status)
-            said = operator.reconcile()
-            case = f"{method} {path} answered {status}: {said or 'no error'}: {operator.condition()}"
-            truth, reason, message = operator.condition()
-            if truth == "True" and operator.status["observedGeneration"] == generation(operator):
-                assert lacks(operator, wanted) == set(), case
-            elif truth == "Unknown":
-                assert "canary" in message or "nobody listens" in message, case
-                assert reason == "ApiServerFailing", case
-            elif not truth:
-                assert path.endswith(("/kvcachepools/demo", "/status")), case
-            operator.server.fault = no_fault
+class Case:
+    """A pool that is made, or that is changed while it runs, and what becomes of it without a fault."""
+
+    def __init__(self, spec: dict[str, Any], start: str) -> None:
+        self._before = None if start == "first" else spec
+        self._spec = spec if start == "first" else changed(spec)
+        model = undisturbed(self._spec, self._before)
+        assert model.condition()[:2] == ("True", "AllReady")
+        self._wanted = model.server.children()
+        self.calls = list(model.server.calls)
+
+    def check(self, faults: Mapping[int, Kind]) -> None:
+        """Reconcile with faults at some of the calls.
+
+        Ready is True only if all is there as it would be without them. And the next reconciliation mends all.
+
+        Args:
+            faults: by the number of the call.
+        """
+        operator = Operator(self._before or self._spec)
+        if self._before is not None:
             operator.reconcile()
-            assert operator.condition()[:2] == ("True", "AllReady"), case
-            assert sorted(operator.server.children()) == sorted(wanted), case
+            operator.server.calls.clear()
+            operator.write_pool(self._spec)
+        operator.server.fault = lambda number, request: (
+            operator.server.fail(request, faults[number]) if number in faults else None
+        )
+        said = operator.reconcile()
+        broken = [(*call, faults[number]) for number, call in enumerate(operator.server.calls) if number in faults]
+        case = f"{broken}: {said or 'no error'}: {operator.condition()}"
+        truth, reason, message = operator.condition()
+        if truth == "True" and operator.status["observedGeneration"] == generation(operator):
+            assert lacks(operator, self._wanted) == set(), case
+        elif truth == "Unknown":
+            assert any(words in message for words in TOLD), case
+            assert reason == "ApiServerFailing", case
+        elif not truth:
+            assert any(path.endswith(("/kvcachepools/demo", "/status")) for _, path, _ in broken), case
+        operator.server.fault = no_fault
+        operator.reconcile()
+        assert operator.condition()[:2] == ("True", "AllReady"), case
+        assert sorted(operator.server.children()) == sorted(self._wanted), case
+
+
+@pytest.fixture(scope="module", params=[(kind, start) for kind in SPECS for start in ("first", "change")], ids="-".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    kind, start = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PROBE, available)
+        return Case(SPECS[kind], start)
+
+
+def test_any_error_at_any_call_leaves_a_true_status(case: Case) -> None:
+    assert len(case.calls) > 12
+    for number in range(len(case.calls)):
+        for kinds in FAULTS:
+            case.check({number: kinds[number % len(kinds)]})
+
+
+@given(data=st.data())
+@hypothesis.settings(max_examples=30)
+def test_several_errors_leave_a_true_status(case: Case, data: st.DataObject) -> None:
+    """After a fault the calls are others, or none, so the numbers of some faults are never reached."""
+    kinds = st.sampled_from([kind for kinds in FAULTS for kind in kinds])
+    numbers = st.integers(0, len(case.calls) + 5)
+    case.check(data.draw(st.dictionaries(numbers, kinds, min_size=2, max_size=8)))
 
 
 def lacks(operator: Operator, wanted: dict[str, str]) -> set[str]:

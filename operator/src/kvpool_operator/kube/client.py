@@ -76,7 +76,7 @@ class Client:
             path = resource.object_path(namespace, name)
         except NotAName as error:
             raise NotFound(status=404, message=str(error)) from None
-        return await self._send("GET", path)
+        return await self._ask("GET", path)
 
     async def list(
         self,
@@ -98,7 +98,7 @@ class Client:
         headers = {"Accept": _METADATA} if metadata_only else None
         items: list[dict[str, Any]] = []
         while True:
-            page = await self._send("GET", _list_path(resource, namespace), params=params, headers=headers)
+            page = await self._ask("GET", _list_path(resource, namespace), params=params, headers=headers)
             # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
             head = {"apiVersion": resource.api_version, "kind": resource.kind}
             items += [{**item, **head} for item in page.get("items") or ()]
@@ -110,7 +110,7 @@ class Client:
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
         """Server-side apply: own exactly the fields of the manifest, and return the object as it now is."""
         metadata = manifest["metadata"]
-        return await self._send(
+        return await self._ask(
             "PATCH",
             _object_path(resource, metadata["namespace"], metadata["name"], subresource),
             params={"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -120,7 +120,7 @@ class Client:
 
     async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Create, or fail with Conflict: never a change to what is there."""
-        return await self._send(
+        return await self._ask(
             "POST",
             _list_path(resource, manifest["metadata"]["namespace"]),
             params={"fieldManager": FIELD_MANAGER},
@@ -130,7 +130,7 @@ class Client:
     async def merge(self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]) -> dict[str, Any]:
         """Change fields of an object that is there (JSON merge patch). With its resourceVersion in the patch: Conflict, if it
         changed since."""
-        return await self._send(
+        return await self._ask(
             "PATCH",
             _object_path(resource, namespace, name),
             params={"fieldManager": FIELD_MANAGER},
@@ -142,7 +142,7 @@ class Client:
         self, resource: Resource, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Change an object that is there (JSON patch): all operations or none."""
-        return await self._send(
+        return await self._ask(
             "PATCH",
             _object_path(resource, namespace, name),
             params={"fieldManager": FIELD_MANAGER},
@@ -153,7 +153,7 @@ class Client:
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
         """Delete this very object, and not a namesake that came after it."""
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
-        await self._send("DELETE", _object_path(resource, namespace, name), content=json.dumps(body))
+        await self._ask("DELETE", _object_path(resource, namespace, name), content=json.dumps(body))
 
     async def served(self, api_version: str, plural: str) -> bool:
         """Whether the API server knows a resource. Needs no permission beyond discovery."""
@@ -162,6 +162,21 @@ class Client:
         except NotFound:
             return False
         return any(entry["name"] == plural for entry in found.get("resources", []))
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request about objects. Its answer is an object, a list or a status, and each of them has metadata."""
+        answer = await self._send(method, path, params=params, content=content, headers=headers)
+        if not isinstance(answer.get("metadata"), dict):
+            raise _no_answer(method, path)
+        return answer
 
     async def _send(
         self,
@@ -188,9 +203,13 @@ class Client:
             raise _error(method, path, response)
         answer = _object(response)
         if answer is None:
-            # A proxy or a load balancer in front of the API server.
-            raise ApiError(status=0, message=f"{method} {path}: the answer is no object of an API server")
+            raise _no_answer(method, path)
         return answer
+
+
+def _no_answer(method: str, path: str) -> ApiError:
+    """Return what an answer means that is no API server's, but a proxy's or a load balancer's in front of it."""
+    return ApiError(status=0, message=f"{method} {path}: the answer is no object of an API server")
 
 
 def _object(response: httpx.Response) -> dict[str, Any] | None:

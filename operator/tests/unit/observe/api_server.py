@@ -42,5 +42,5 @@ class ApiServer:
             await asyncio.sleep(0.01)
         for end, body in self.objects.items():
             if request.url.path.endswith(end):
-                return httpx.Response(200, json=body)
+                return httpx.Response(200, json={"metadata": {}, **body})
         return httpx.Response(404, json={"message": "there is none"})
