@@ -165,6 +165,15 @@ def test_the_operators_ports_are_reached_and_no_others(chart: Chart) -> None:
     assert health["ports"][0]["port"] == 8080
 
 
+def test_who_reaches_the_operators_ports_is_a_setting(chart: Chart) -> None:
+    monitoring = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    control_plane = [{"ipBlock": {"cidr": "10.0.0.0/28"}}]
+    values = {"networkPolicy": {"metricsFrom": monitoring, "webhookFrom": control_plane}}
+    health, webhook = one(chart, "NetworkPolicy", values)["spec"]["ingress"]
+    assert (health["ports"][0]["port"], health["from"]) == (8080, monitoring)
+    assert (webhook["ports"][0]["port"], webhook["from"]) == (9443, control_plane)
+
+
 def test_the_admission_policy_covers_all_that_the_operator_writes(chart: Chart) -> None:
     policy = one(chart, "ValidatingAdmissionPolicy")["spec"]
     covered = {
@@ -275,6 +284,7 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it(chart: Chart) -> None
         ({"replicas": 2}, "replicas"),
         ({"webhook": {"url": "http://plain"}}, "url"),
         ({"webhook": {"timeoutSeconds": 1}}, "timeoutSeconds"),
+        ({"networkPolicy": {"metricsFrom": [{"namespace": "x"}]}}, "metricsFrom"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(chart: Chart, values: dict[str, Any], named: str) -> None:
@@ -290,6 +300,8 @@ OTHER: dict[str, Any] = {
     "watchNamespaces": ["x"],
     "webhook.url": "https://x",
     "webhook.excludedNamespaces": ["x"],
+    "networkPolicy.metricsFrom": [{"podSelector": {}}],
+    "networkPolicy.webhookFrom": [{"podSelector": {}}],
     "tolerations": [{"key": "x"}],
     "settings.engineDefaults.args": ["--x"],
     "settings.engineDefaults.env": [{"name": "X", "value": "x"}],
