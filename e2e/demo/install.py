@@ -103,7 +103,8 @@ def run_operator(
             )
     values = merge(chart_values(loaded, folders, dtype or chosen_dtype()), {"settings": settings or {}})
     rendered = Chart.load(str(ROOT / "charts/kvpool-operator")).render(values=values, name=RELEASE, namespace=SYSTEM)
-    kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", stdin=_documents(rendered))
+    # Without a namespace: each object names its own, and one of them is elsewhere.
+    kubectl("apply", "--server-side", "-f", "-", stdin=_documents(rendered))
     kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", _OPERATOR, "--timeout=120s", timeout_s=130)
     say("the operator runs")
     return kubectl

@@ -352,6 +352,13 @@ def test_values_and_schema_agree(chart: Chart) -> None:
     chart.validate_schema(DEFAULTS)
 
 
+def test_every_object_names_its_namespace(chart: Chart) -> None:
+    """What is rendered can be applied without Helm, although one object is in another namespace than the rest."""
+    everywhere = ("Cluster", "CustomResource", "ValidatingAdmission", "MutatingWebhook")
+    for manifest in manifests(chart):
+        assert manifest["kind"].startswith(everywhere) or manifest["metadata"]["namespace"]
+
+
 def test_names_are_cut_to_what_kubernetes_takes(chart: Chart) -> None:
     for manifest in manifests(chart, {"fullnameOverride": "x" * 63}):
         most = 253 if "Role" in manifest["kind"] else 70  # Deployments and Pods' labels are limited
