@@ -16,6 +16,7 @@ NAME = "kubernetes"
 has the same name."""
 _FRESH_SECONDS = 60.0
 """A control plane that gets another node is seen after this time."""
+_UNKNOWN = "probes refuse the API server's Service alone, and not the nodes behind it: %s"
 
 
 class ApiServers:
@@ -31,7 +32,7 @@ class ApiServers:
         """Return the names and addresses by which the API server is reached, and the addresses of the
         nodes behind these.
 
-        An operator that may not read the EndpointSlice knows only the former, and says so in its log.
+        An operator that may not read the EndpointSlice knows only the former, and says so once.
 
         Raises:
             ApiError: the API server did not answer, and never did before.
@@ -44,13 +45,13 @@ class ApiServers:
     async def _read(self) -> tuple[str, ...]:
         try:
             return tuple(_addresses(await self._client.get(ENDPOINT_SLICE, NAMESPACE, NAME)))
-        except (NotFound, Refused) as error:
-            _log.warning("probes refuse the API server's Service alone, and not the nodes behind it: %s", error.message)
-            return ()
-        except ApiError:
-            if self._endpoints is None:
+        except ApiError as error:
+            if self._endpoints is not None:
+                return self._endpoints
+            if not isinstance(error, NotFound | Refused):
                 raise
-            return self._endpoints
+            _log.warning(_UNKNOWN, error.message)
+            return ()
 
 
 def _addresses(body: Mapping[str, Any]) -> Iterable[str]:
