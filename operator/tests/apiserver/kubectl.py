@@ -13,6 +13,8 @@ import yaml
 
 from testkit.patience import PATIENCE_S
 
+from .reader import Reader, reader
+
 T = TypeVar("T")
 SEEDS = Path(__file__).parents[3] / "examples" / "seeds"
 FOREIGN_CRDS = Path(__file__).with_name("foreign_crds.yaml")
@@ -60,10 +62,7 @@ class Kubectl:
         self("apply", "-f", "-", text=json.dumps(manifest))
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        done = self.run("get", kind, name, "-o", "json", "--ignore-not-found")
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] | None = json.loads(done.stdout) if done.stdout else None
-        return found
+        return self._reader.get(self.namespace, kind, name)
 
     def must_get(self, kind: str, name: str) -> dict[str, Any]:
         found = self.get(kind, name)
@@ -71,8 +70,18 @@ class Kubectl:
         return found
 
     def list(self, kinds: str, *selector: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self("get", kinds, "-o", "json", *selector))["items"]
-        return found
+        """The objects of some kinds.
+
+        Args:
+            selector: none, or ``-l`` and a label selector.
+        """
+        option, labels = selector or ("-l", "")
+        assert option == "-l", selector
+        return self._reader.list(self.namespace, kinds, labels)
+
+    @property
+    def _reader(self) -> Reader:
+        return reader(self.environment["KUBECONFIG"])
 
     def children(self, pool: str) -> set[str]:
         items = self.list(CHILD_KINDS, "-l", f"kvpool.dev/pool={pool}")
