@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -95,15 +96,15 @@ class Disk:
         self.begun = threading.Event()
         self.ended = threading.Event()
 
-        def held(slab: Slab, *arguments: Any) -> list[Outcome]:
+        def held(slab: Slab, slots: Sequence[int], rows: Sequence[memoryview], deadline: float) -> list[Outcome]:
             self.begun.set()
             assert self.free.wait(PATIENCE_S)
-            outcomes = read(slab, *arguments)
+            # A system call that hung knows no deadline: it fills the rows when it can.
+            outcomes = read(slab, slots, rows, max(deadline, time.monotonic() + PATIENCE_S))
             self.ended.set()
             return outcomes
 
         patch.setattr(Slab, "read_into", held)
-        patch.setattr(slab_calls, "READ_S", 5.0)
 
     def hold(self) -> None:
         """Let reads wait from now on."""
@@ -203,8 +204,12 @@ def test_rows_that_a_late_read_fills(
 # ---- rows of a load that waits for its fetch
 
 
-def evicted_meanwhile(paced: PacedEngine, disk: Disk) -> None:
-    """Load a document from memory and disk while others fill the memory tier."""
+def evicted_meanwhile(paced: PacedEngine, disk: Disk, patch: pytest.MonkeyPatch) -> None:
+    """Load a document from memory and disk while others fill the memory tier.
+
+    The disk is slow here and does not hang: its reads may take what a fetch may.
+    """
+    patch.setattr(slab_calls, "READ_S", 5.0)
     on_disk(paced, DOCUMENTS[:1], share=0.5)
     stored = mover().outbox.outcomes["store ok"]
     disk.hold()
@@ -222,10 +227,10 @@ def evicted_meanwhile(paced: PacedEngine, disk: Disk) -> None:
     assert answers[0].cached_tokens > 0, "the fetch was given up"
 
 
-def test_rows_of_a_load_are_pinned(paced: PacedEngine, disk: Disk) -> None:
+def test_rows_of_a_load_are_pinned(paced: PacedEngine, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the others store takes other rows."""
     before = damaged()
-    evicted_meanwhile(paced, disk)
+    evicted_meanwhile(paced, disk, monkeypatch)
     assert_right(paced, before)
 
 
@@ -242,5 +247,5 @@ def test_rows_of_a_load_without_pins(
     monkeypatch.setattr(SlotIndex, "pin", lambda *_: None)
     monkeypatch.setattr(SlotIndex, "release", late_pin)
     before = damaged()
-    evicted_meanwhile(paced, disk)
+    evicted_meanwhile(paced, disk, monkeypatch)
     assert_noticed(paced, checked, before)
