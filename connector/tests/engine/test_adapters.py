@@ -14,6 +14,7 @@ from vllm.v1.kv_offload.base import OffloadKey, ReqContext
 from connector.tests.engine import models
 from connector.tests.engine.harness import TINY, empty, remote, running, tokens
 from connector.tests.engine.test_features import adapter, ask, ids
+from kvpool_connector.vllm import adapter_loads
 from kvpool_connector.vllm import adapters as adapters_module
 from kvpool_connector.vllm.adapters import AdapterCheck, Adapters, salted
 from kvpool_connector.vllm.lookup import PoolLookup
@@ -86,6 +87,33 @@ def test_a_change_between_loading_and_the_first_request(tmp_path: Path, caplog: 
     assert checked(adapters, folder).keys([KEY]) == []
     assert len(checked(adapters, same).keys([KEY])) == 1
     assert "changed while this engine was running" in caplog.text
+    adapters.close()
+
+
+def test_files_that_come_while_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the hub: they are noted once vLLM has them, and a change before the first request is seen.
+
+    The core is a stand-in: a repository of the hub cannot be had in a test.
+    """
+
+    class Scheduler:
+        def get_kv_connector(self) -> str:
+            return "ours"
+
+    class Core:
+        scheduler = Scheduler()
+
+        def add_lora(self, lora_request: LoRARequest) -> bool:
+            adapter(Path(lora_request.lora_path), 1)
+            return True
+
+    monkeypatch.setattr(adapter_loads, "EngineCore", Core)
+    adapters = Adapters(Path)
+    adapter_loads.watch(lambda connector, path: adapters.loading(path))
+    assert Core().add_lora(LoRARequest("x", 1, str(tmp_path / "x")))
+    shutil.rmtree(tmp_path / "x")
+    adapter(tmp_path / "x", 2)
+    assert checked(adapters, tmp_path / "x").keys([KEY]) == []
     adapters.close()
 
 

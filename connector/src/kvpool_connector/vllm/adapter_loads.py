@@ -1,4 +1,4 @@
-"""Tells a scheduler's half of kvpool before vLLM loads an adapter (LoRA).
+"""Tells a scheduler's half of kvpool when vLLM loads an adapter (LoRA).
 
 vLLM's front end has an adapter loaded when it starts, or when a client names one, and the first
 request with it may come hours later. Files that were replaced in between are not what the engine
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def watch(tell: Callable[[KVConnectorBase_V1, str], None]) -> None:
-    """Have each connector of an engine told before the engine loads an adapter.
+    """Have each connector of an engine told before the engine loads an adapter, and after it.
 
-    A second call in a process changes nothing.
+    An adapter of the hub may only come to this machine while it is loaded. A second call in a process
+    changes nothing.
 
     Args:
         tell: called with a connector and the adapter's path, on the scheduler's thread. It must
@@ -39,10 +40,13 @@ def watch(tell: Callable[[KVConnectorBase_V1, str], None]) -> None:
     @functools.wraps(load)
     def watched(self: EngineCore, lora_request: LoRARequest) -> bool:
         connector = self.scheduler.get_kv_connector()
-        for each in (connector, *getattr(connector, "sub_connectors", ())):
-            if each is not None:
-                tell(each, lora_request.lora_path)
-        return load(self, lora_request)
+        connectors = [] if connector is None else [connector, *getattr(connector, "sub_connectors", ())]
+        for each in connectors:
+            tell(each, lora_request.lora_path)
+        loaded = load(self, lora_request)
+        for each in connectors:
+            tell(each, lora_request.lora_path)
+        return loaded
 
     watched.kvpool = True  # type: ignore[attr-defined]
     EngineCore.add_lora = watched  # type: ignore[method-assign]

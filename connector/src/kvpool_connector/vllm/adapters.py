@@ -107,15 +107,17 @@ class Adapters:
         return check
 
     def loading(self, path: str) -> None:
-        """Note an adapter's files, right before vLLM loads them, on the scheduler's thread.
+        """Note an adapter's files, right before and right after vLLM loads them, on the scheduler's thread.
 
-        It looks at their names, sizes and times alone. A file system that hangs here hangs in
-        vLLM's own reading a moment later. A later load of other files under the same path changes
-        nothing: they are not the noted ones, so its requests share nothing.
+        The first note that finds them counts. It looks at their names, sizes and times alone. A file
+        system that hangs here hangs in vLLM's own reading a moment later. A later load of other files
+        under the same path changes nothing: they are not the noted ones, so its requests share nothing.
         """
         try:
             signature = signature_of(self._folder_of(path))
-        except Exception:  # vLLM says what is wrong with the path, in its answer to the client
+        except Exception as error:
+            # They come with the load, or vLLM says what is wrong with the path in its answer to the client.
+            logger.debug("the adapter in %s is not here yet: %s", path, error)
             return
         self._loaded.setdefault(path, signature)
 

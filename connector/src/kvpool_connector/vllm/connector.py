@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 
 def _adapter_loads(connector: KVConnectorBase_V1, path: str) -> None:
-    """Tell a scheduler's half of ours that vLLM is about to load an adapter; others are left alone."""
+    """Tell a scheduler's half of ours that vLLM loads an adapter; others are left alone."""
     if isinstance(connector, KVPoolConnector):
         connector._manager.adapters.loading(path)
 
