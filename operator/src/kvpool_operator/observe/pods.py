@@ -1,4 +1,7 @@
-"""Why Pods don't run, taken from their status. Pure."""
+"""Why Pods don't run, taken from their status. Pure.
+
+All of these Pods have probes, so one that is ready runs, whatever happened to it before.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,8 @@ def _of(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ended = container.get("lastState", {}).get("terminated") or state.get("terminated") or {}
         if waiting.get("reason", "ContainerCreating") not in _PATIENCE:
             yield waiting["reason"], _with_end(waiting.get("message", ""), ended)[:_TEXT]
-        elif ended.get("reason") not in (None, "Completed"):
-            yield (
-                ended["reason"],
-                f"exit code {ended.get('exitCode')}, started {container.get('restartCount', 0)} times again",
-            )
+        elif not container.get("ready") and ended.get("reason") not in (None, "Completed"):
+            yield ended["reason"], f"exit code {ended.get('exitCode')}, restarts: {container.get('restartCount', 0)}"
 
 
 def _with_end(message: str, ended: Mapping[str, Any]) -> str:

@@ -257,8 +257,9 @@ def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:
     """Pods that are ready with the current template, and Pods wanted.
 
     A workload's status may be about an older spec; then nothing of it counts, or a rollout would look finished before
-    it began. It does not say of which template the ready Pods are. So all older Pods count as ready,
-    and what is returned is the least number of new ones that can be.
+    it began. A StatefulSet whose roll-out has ended says so. While one goes on, the status does not
+    say of which template the ready Pods are. So all older Pods count as ready, and what is returned is
+    the least number of new ones that can be.
     """
     body = seen.workloads.get(workload, {})
     wanted = int(body.get("spec", {}).get("replicas", 0))
@@ -266,6 +267,8 @@ def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:
     if status.get("observedGeneration", -1) < body.get("metadata", {}).get("generation", 0):
         return 0, wanted
     ready, updated = int(status.get("readyReplicas", 0)), int(status.get("updatedReplicas", 0))
+    if status.get("updateRevision") and status.get("currentRevision") == status["updateRevision"]:
+        return min(ready, wanted), wanted  # a Pod that goes is ready for a while, and no longer counted as updated
     older = max(0, int(status.get("replicas", 0)) - updated)
     return min(max(0, ready - older), updated), wanted
 

@@ -32,7 +32,7 @@ UNSCHEDULABLE = {
         (waiting("ImagePullBackOff", "no such image"), "ImagePullBackOff", "no such image"),
         (waiting("CreateContainerConfigError", 'secret "x" not found'), "CreateContainerConfigError", "not found"),
         (waiting("CrashLoopBackOff", "back-off", **OOM), "CrashLoopBackOff", "last: OOMKilled, exit code 137"),
-        ({"containerStatuses": [{"state": {"running": {}}, **OOM}]}, "OOMKilled", "started 2 times again"),
+        ({"containerStatuses": [{"state": {"running": {}}, **OOM}]}, "OOMKilled", "restarts: 2"),
         ({"initContainerStatuses": waiting("ErrImagePull")["containerStatuses"]}, "ErrImagePull", ""),
     ],
 )
@@ -49,9 +49,10 @@ def test_a_fault_in_the_words_of_kubernetes(status: dict[str, Any], reason: str,
         waiting("ContainerCreating"),
         {"containerStatuses": [{"state": {"running": {}}}]},
         {"conditions": [{"type": "PodScheduled", "status": "True"}]},
+        {"containerStatuses": [{"state": {"running": {}}, "ready": True, **OOM}]},
     ],
 )
-def test_a_pod_that_merely_starts_has_none(status: dict[str, Any]) -> None:
+def test_a_pod_that_starts_or_runs_again_has_none(status: dict[str, Any]) -> None:
     assert troubles([pod(status)]) == ()
 
 

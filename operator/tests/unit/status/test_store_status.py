@@ -78,6 +78,17 @@ def test_a_group_that_is_not_rolled_out_says_so(make_pool: MakePool, change: dic
     assert "Pod demo-sentinel-2: CrashLoopBackOff" in found["message"]
 
 
+def test_a_server_that_goes_is_none_of_an_older_configuration(make_pool: MakePool) -> None:
+    """A StatefulSet counts it as ready until its Pod is gone, and no longer among those of its template."""
+    pool = make_pool({"backend": {"type": "Redis", "mode": "Sentinel"}}, group_password="g")
+    seen = {one.name: workload(one.replicas, one.replicas) for one in stores.workloads(pool)}
+    revisions = {"currentRevision": "demo-store-1", "updateRevision": "demo-store-1"}
+    seen["demo-store"]["status"] |= {"replicas": 3, "updatedReplicas": 2, **revisions}
+    observed = Observed(generation=1, pool=pool, workloads=seen)
+    (found,) = [c for c in build_status(observed, {}, NOW)["conditions"] if c["type"] == "BackendAvailable"]
+    assert (found["status"], found["reason"]) == ("True", "StoreReady")
+
+
 def test_lmcaches_server_says_what_it_lacks(make_pool: MakePool) -> None:
     found = available(make_pool, {"type": "LMCacheServer"})
     assert (found["status"], found["reason"]) == ("True", "StoreReady")
