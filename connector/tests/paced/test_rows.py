@@ -19,6 +19,7 @@ import pytest
 
 from connector.tests.paced.conftest import SMALL
 from kvpool_connector.format import Verdict
+from kvpool_connector.scheduler.pool import Pool
 from kvpool_connector.stores import Outcome
 from kvpool_connector.tiers import slab_calls
 from kvpool_connector.tiers.slab import Slab
@@ -31,8 +32,8 @@ from testkit.paced.engine import PacedEngine, engine, tokens
 from testkit.patience import PATIENCE_S
 from testkit.servers import wait_until
 
-FULL = 60
-"""Chunks of 256 KiB that others store until none of the memory tier's first rows is as it was."""
+SPARE = 4
+"""Rows of the memory tier that others need not store into: all but these hold something new then."""
 DOCUMENTS = [tokens(number, 3000) for number in range(300, 304)]
 
 
@@ -67,13 +68,19 @@ def damaged() -> int:
     return sum(outcomes[f"load {verdict.value}"] for verdict in Verdict if verdict is not Verdict.INTACT)
 
 
-def drop(paced: PacedEngine, share: float) -> None:
-    """Take the tail of the memory tier's keys, in the order in which they came, out of it."""
+def pool_of(paced: PacedEngine) -> Pool:
+    """Return the scheduler's pool."""
     manager = paced.llm.engine_core.engine_core.scheduler.connector.connector_scheduler.manager
     assert isinstance(manager, KVPoolManager)
-    slots = [slot for _, slot in manager.pool.index]
+    return manager.pool
+
+
+def drop(paced: PacedEngine, share: float) -> None:
+    """Take the tail of the memory tier's keys, in the order in which they came, out of it."""
+    index = pool_of(paced).index
+    slots = [slot for _, slot in index]
     for slot in slots[len(slots) - int(share * len(slots)) :]:
-        manager.pool.index.drop(slot)
+        index.drop(slot)
 
 
 def on_disk(paced: PacedEngine, documents: Sequence[list[int]], share: float = 1.0) -> None:
@@ -212,11 +219,12 @@ def evicted_meanwhile(paced: PacedEngine, disk: Disk, patch: pytest.MonkeyPatch)
     patch.setattr(slab_calls, "READ_S", 5.0)
     on_disk(paced, DOCUMENTS[:1], share=0.5)
     stored = mover().outbox.outcomes["store ok"]
+    most = stored + pool_of(paced).index.slots
     disk.hold()
 
     def free_when_full() -> None:
         with contextlib.suppress(TimeoutError):  # a fetch has its deadline, and the test says what is missing
-            wait_until("the tier is full", lambda: mover().outbox.outcomes["store ok"] - stored > FULL, 4.0)
+            wait_until("the tier is full", lambda: mover().outbox.outcomes["store ok"] > most - SPARE, 4.0)
         disk.free.set()
 
     freeing = threading.Thread(target=free_when_full)
