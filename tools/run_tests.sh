@@ -11,10 +11,10 @@ if [ -n "${KVPOOL_BUSY:-}" ]; then
   taskset -c "$first" python3.11 -c 'while True: pass' &
   trap "kill $!" EXIT
 fi
-# These mostly wait, or use one core: the parts of the second list run behind those of the first.
-BESIDE=(check test-unit test-controllers)
+# These mostly wait, or use less than one core: the parts of the second list run behind those of the first.
+BESIDE=(check test-unit test-controllers test-paced)
 BEHIND=(test-store test-apiserver)
-PARTS=(setup "${BESIDE[@]}" "${BEHIND[@]}" test-engine test-paced test-demo test-cluster)
+PARTS=(setup "${BESIDE[@]}" "${BEHIND[@]}" test-engine test-demo test-cluster)
 LAST_LINES=12
 export COLUMNS=${COLUMNS:-100} # the width at which pytest cuts the lines of its summary
 log=$(mktemp -d)

@@ -20,10 +20,10 @@ PARTS = [
     "check",
     "test-unit",
     "test-controllers",
+    "test-paced",
     "test-store",
     "test-apiserver",
     "test-engine",
-    "test-paced",
     "test-demo",
     "test-cluster",
 ]
