@@ -37,3 +37,14 @@ def ensure_model() -> Path:
     if not (MODEL / "config.json").exists():
         subprocess.run([str(ENGINE_PYTHON), str(ROOT / "tools/make_model.py"), str(MODEL)], check=True)
     return MODEL
+
+
+def plug_in(folder: Path) -> Path:
+    """Return the folder after writing into it what an installer leaves behind for kvpool's entry
+    point. On PYTHONPATH beside `CONNECTOR`, vLLM then finds the plug-in as where it is installed."""
+    metadata = folder / "kvpool_connector-0.1.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kvpool-connector\nVersion: 0.1.0\n")
+    entry = "[vllm.general_plugins]\nKVPoolConnector = kvpool_connector.vllm.plugin:register\n"
+    (metadata / "entry_points.txt").write_text(entry)
+    return folder

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import urllib.request
 
-_SAMPLE = re.compile(r"^(kvpool:\w+|vllm:\w+)(?:\{(.*)\})? (\S+)$")
+_SAMPLE = re.compile(r"^(kvpool[:_]\w+|vllm:\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ensure_model, environment
+from testkit.engine import CONNECTOR, ENGINE_PYTHON, MODEL_NAME, ensure_model, environment, plug_in
 from testkit.host import Dtype, chosen_dtype
 from testkit.http_client import healthy
 from testkit.ports import free_port
@@ -37,7 +37,7 @@ class EngineProcess:
         dtype: Dtype | None = None,
         arguments: Sequence[str] = (),
         python: Path = ENGINE_PYTHON,
-        transfer: Mapping[str, Any] = KV_TRANSFER,
+        transfer: Mapping[str, Any] | None = KV_TRANSFER,
         overlays: Sequence[Path] = (),
         variables: Mapping[str, str] | None = None,
     ) -> None:
@@ -47,7 +47,8 @@ class EngineProcess:
         dtype: number type; None: the one that this host is run in.
         arguments: further ones for vLLM.
         python: of the environment with vLLM in it.
-        transfer: vLLM's kv_transfer_config, if there is a configuration file.
+        transfer: vLLM's kv_transfer_config, if there is a configuration file; None: the environment
+            alone switches kvpool on.
         overlays: folders with further packages.
         variables: further ones of the environment.
         """
@@ -77,8 +78,9 @@ class EngineProcess:
         ]  # fmt: skip
         extra = {"VLLM_SERVER_DEV_MODE": "1"}
         if self._config is not None:
-            command += ["--kv-transfer-config", json.dumps(dict(self._transfer))]
-            path = os.pathsep.join(map(str, (CONNECTOR, *self._overlays)))
+            if self._transfer is not None:
+                command += ["--kv-transfer-config", json.dumps(dict(self._transfer))]
+            path = os.pathsep.join(map(str, (CONNECTOR, plug_in(self.log.parent), *self._overlays)))
             extra |= {"PYTHONPATH": path, "KVPOOL_CONFIG_FILE": str(self._config)}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

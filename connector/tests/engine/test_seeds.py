@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from connector.tests.engine.test_examples import ran
-from testkit.engine import CONNECTOR, ROOT
+from testkit.engine import CONNECTOR, ROOT, plug_in
 from testkit.lmcache import LMCacheServer
 
 pytestmark = pytest.mark.timeout(1800)
@@ -35,12 +35,7 @@ def seed(
     if "__main__" not in text:  # the document's own advice for processes that are spawned
         text = "if __name__ == '__main__':\n" + textwrap.indent(text + after, "    ")
     (folder / "seed.py").write_text(text)
-    metadata = folder / "kvpool_connector-0.1.0.dist-info"
-    metadata.mkdir(exist_ok=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kvpool-connector\nVersion: 0.1.0\n")
-    entry = "[vllm.general_plugins]\nKVPoolConnector = kvpool_connector.vllm.plugin:register\n"
-    (metadata / "entry_points.txt").write_text(entry)
-    extra = {"PYTHONPATH": f"{CONNECTOR}:{folder}"} | (extra or {})
+    extra = {"PYTHONPATH": f"{CONNECTOR}:{plug_in(folder)}"} | (extra or {})
     return ran([sys.executable, str(folder / "seed.py"), *arguments], extra, folder)
 
 

@@ -22,7 +22,8 @@ from kvpool_connector.config.remote import (
     Sentinel,
     Timeouts,
 )
-from kvpool_connector.config.sources import ENV_CONFIG_FILE, Found, find, load, parse
+from kvpool_connector.config.sources import Found, find, load, parse
+from kvpool_connector.names import ENV_CONFIG_FILE
 
 __all__ = [
     "CONFIG_VERSION",

@@ -21,8 +21,8 @@ from kvpool_connector.config import lmcache
 from kvpool_connector.config.errors import ConfigError
 from kvpool_connector.config.lmcache import Line
 from kvpool_connector.config.model import CONFIG_VERSION, ConnectorConfig
+from kvpool_connector.names import ENV_CONFIG_FILE
 
-ENV_CONFIG_FILE = "KVPOOL_CONFIG_FILE"
 EXTRA_CONFIG_KEY = "kvpool"
 
 

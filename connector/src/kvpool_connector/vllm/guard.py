@@ -15,13 +15,13 @@ other connectors pass through untouched. Sources: vLLM 0.32, ``config/vllm.py``
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
+from kvpool_connector.names import CONNECTOR
 from kvpool_connector.vllm import failure
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-NAME = "KVPoolConnector"
 LOCAL_ENGINES = "kvpool.local_engines"
 """Key in the connector's extra configuration: data-parallel engines of this node."""
 ENV_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
@@ -63,7 +62,7 @@ def before(vllm_config: VllmConfig) -> None:
         ConfigError: ``on_failure`` is "stop"; one sentence with each reason and the ways out.
     """
     transfer = vllm_config.kv_transfer_config
-    if transfer is None or transfer.kv_connector != NAME:
+    if transfer is None or transfer.kv_connector != CONNECTOR:
         return
     found = "; ".join(refusals(vllm_config))
     if not found:
@@ -90,7 +89,7 @@ def after(vllm_config: VllmConfig, accepted: Embeddings | None) -> None:
         accepted: what the engine accepted before vLLM looked at the connector.
     """
     transfer = vllm_config.kv_transfer_config
-    if transfer is None or transfer.kv_connector != NAME:
+    if transfer is None or transfer.kv_connector != CONNECTOR:
         return
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size > 1 and parallel.data_parallel_backend == "mp":  # Ray may put several on a node
@@ -105,18 +104,9 @@ def after(vllm_config: VllmConfig, accepted: Embeddings | None) -> None:
     inputs.allow_missing_mm_embeddings = accepted.optional
 
 
-def watch(config_class: type[VllmConfig]) -> None:
-    """Have :func:`before` and :func:`after` called around the completion of each configuration, once."""
-    complete: Callable[..., None] = config_class.__post_init__
-    if hasattr(complete, "kvpool"):
-        return
-
-    @functools.wraps(complete)
-    def watched(self: VllmConfig, *args: Any, **kwargs: Any) -> None:
-        before(self)
-        accepted = embeddings(self)
-        complete(self, *args, **kwargs)
-        after(self, accepted)
-
-    watched.kvpool = True  # type: ignore[attr-defined]
-    config_class.__post_init__ = watched  # type: ignore[method-assign]
+def completed(vllm_config: VllmConfig, complete: Callable[[], None]) -> None:
+    """Have vLLM complete a configuration with kvpool, with :func:`before` and :func:`after` around it."""
+    before(vllm_config)
+    accepted = embeddings(vllm_config)
+    complete()
+    after(vllm_config, accepted)
