@@ -45,6 +45,7 @@ def state_of(url: str) -> tuple[str, str]:
     return state, reason
 
 
+@pytest.mark.slow
 def test_the_environment_alone(config: Path, tmp_path: Path) -> None:
     """No flag names kvpool."""
     engine = EngineProcess("alone", tmp_path, config=config, transfer=None, dtype="float32", arguments=SMALL)
