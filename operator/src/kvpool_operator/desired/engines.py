@@ -67,7 +67,10 @@ def _workload(pool: Pool, engine: Engine, workload_kind: str, further: Manifest)
     template = {
         "metadata": {
             "labels": labels,
-            "annotations": {names.CONFIG_HASH_ANNOTATION: connector_files.config_hash(pool)},
+            "annotations": {
+                names.CONFIG_HASH_ANNOTATION: connector_files.config_hash(pool),
+                **connector_files.as_annotations(pool),
+            },
         },
         "spec": _pod_spec(pool, engine),
     }
@@ -131,7 +134,7 @@ def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
         "affinity": {"podAntiAffinity": _spread(pool, engine)},
         "containers": [_container(pool, engine)],
         "volumes": [
-            *([{"name": "config", "configMap": {"name": names.connector(pool)}}] if connectors.files(pool) else []),
+            *connector_files.volumes(pool),
             {"name": "tmp", "emptyDir": {}},
             # Workers of one engine talk over shared memory; the container's memory limit bounds it.
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
@@ -167,9 +170,8 @@ def _container(pool: Pool, engine: Engine) -> Manifest:
     health = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     mounts: list[Manifest] = [
         *(
-            [{"name": "config", "mountPath": connector_config.DIRECTORY, "readOnly": True}]
-            if connectors.files(pool)
-            else []
+            {"name": volume["name"], "mountPath": connector_config.DIRECTORY, "readOnly": True}
+            for volume in connector_files.volumes(pool)
         ),
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (inside the container)
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108

@@ -109,7 +109,7 @@ def test_pods_pass_pod_security_restricted(make_pool: MakePool) -> None:
         assert pod["securityContext"]["runAsUser"] == 10001
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-        assert all({"configMap", "secret", "emptyDir"} & volume.keys() for volume in pod["volumes"])
+        assert all({"configMap", "downwardAPI", "secret", "emptyDir"} & volume.keys() for volume in pod["volumes"])
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
