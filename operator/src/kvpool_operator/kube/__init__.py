@@ -3,6 +3,7 @@
 from kvpool_operator.kube.client import ApiError, Client, Conflict, NotFound, Refused, connect
 from kvpool_operator.kube.resources import (
     CHILD_KINDS,
+    CLAIM,
     CONFIG_MAP,
     DAEMON_SET,
     DEPLOYMENT,
@@ -25,6 +26,7 @@ from kvpool_operator.kube.resources import (
 
 __all__ = [
     "CHILD_KINDS",
+    "CLAIM",
     "CONFIG_MAP",
     "DAEMON_SET",
     "DEPLOYMENT",

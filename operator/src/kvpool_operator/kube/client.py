@@ -127,13 +127,27 @@ class Client:
             content=json.dumps(manifest),
         )
 
-    async def merge(self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]) -> dict[str, Any]:
-        """Change fields of an object that is there (JSON merge patch). With its resourceVersion in the patch: Conflict, if it
-        changed since."""
+    async def merge(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Change fields of an object that is there (JSON merge patch).
+
+        With the object's resourceVersion in the patch, a change since then is a Conflict.
+
+        Args:
+            dry_run: only hear whether the API server would carry it out.
+        """
+        dry = {"dryRun": "All"} if dry_run else {}
         return await self._ask(
             "PATCH",
             _object_path(resource, namespace, name),
-            params={"fieldManager": FIELD_MANAGER},
+            params={"fieldManager": FIELD_MANAGER, **dry},
             content=json.dumps(patch),
             headers={"Content-Type": "application/merge-patch+json"},
         )
@@ -150,9 +164,22 @@ class Client:
             headers={"Content-Type": "application/json-patch+json"},
         )
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
-        """Delete this very object, and not a namesake that came after it."""
-        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        orphan: bool = False,
+    ) -> None:
+        """Delete this very object, and not a namesake that came after it.
+
+        Args:
+            orphan: leave what it owns, such as a StatefulSet's Pods.
+        """
+        propagation = "Orphan" if orphan else "Background"
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": propagation}
         await self._ask("DELETE", _object_path(resource, namespace, name), content=json.dumps(body))
 
     async def served(self, api_version: str, plural: str) -> bool:
