@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 from kvpool_connector.config import ConfigError
 from kvpool_operator.api import InvalidSpec, KVCachePoolSpec, Settings, parse_spec
 from kvpool_operator.api.pod_template import check_templates
+from kvpool_operator.api.rollout import ROLLOUT_NOW, WaitsUntil
 from kvpool_operator.apply.children import Children
 from kvpool_operator.apply.events import record
+from kvpool_operator.apply.rollouts import Rollouts
 from kvpool_operator.apply.secrets import SecretRefused, SecretValues
 from kvpool_operator.apply.status import write_status
+from kvpool_operator.apply.volumes import Volumes
 from kvpool_operator.desired import Manifest, Material, Pool, connector_files, desired
 from kvpool_operator.kube import ApiError, Client
-from kvpool_operator.observe.cache import Cache, is_copy
+from kvpool_operator.observe.cache import Cache, is_copy, key_of
 from kvpool_operator.observe.consent import Consents
 from kvpool_operator.observe.gather import Observer, PoolKey
 from kvpool_operator.status import events
@@ -123,6 +126,7 @@ class Reconciler:
         self._observer = Observer(client, cache, settings, clock, consumers_of)
         self._consents = Consents(client, settings.probe_seconds, clock)
         self._children = Children(client, cache)
+        self._rollouts = Rollouts(Volumes(client))
         self._secrets = SecretValues(client, cache)
 
     async def reconcile(self, key: PoolKey) -> float | None:
@@ -165,7 +169,8 @@ class Reconciler:
         planned = plan(seen)
         seen = planned.seen
         if planned.manifests is not None:
-            seen = await self._apply(key, planned.manifests, seen)
+            ask = str((body["metadata"].get("annotations") or {}).get(ROLLOUT_NOW, ""))
+            seen = await self._apply(key, planned.manifests, seen, ask)
         elif seen.pool is not None and seen.consents_known:
             seen = await self._withdraw(key, seen.pool.shared_with, seen)
         return await self._observer.look(seen)
@@ -201,13 +206,33 @@ class Reconciler:
             config_hash=_last_config_hash(body),
         )
 
-    async def _apply(self, key: PoolKey, manifests: Sequence[Manifest], seen: Observed) -> Observed:
+    async def _apply(self, key: PoolKey, manifests: Sequence[Manifest], seen: Observed, ask: str) -> Observed:
+        """Decide which workloads keep their Pods for now, and write the rest.
+
+        Args:
+            ask: the value of the pool's annotation that asks for all that waits.
+        """
         assert seen.pool is not None  # noqa: S101  (plan looked)
         owner, calls = seen.pool.uid, _Calls()
-        refusals, unanswered = await self._children.apply(manifests, owner=owner)
-        pruning = self._children.prune(self._observer.children(key), manifests, owner=owner)
+        known = await calls.answer("reading the pool's workloads", self._children.workloads(manifests), None)
+        if known is None:
+            return dataclasses.replace(seen, unanswered=tuple(calls.unanswered))
+        children = self._observer.children(key)
+        live = {key_of(child): child for child in children} | {k: body for k, body in known.items() if body}
+        deciding = self._rollouts.decide(seen.pool, manifests, live, ask=ask)
+        rollout = await calls.answer("growing claims", deciding, None)
+        if rollout is None:
+            return dataclasses.replace(seen, unanswered=tuple(calls.unanswered))
+        refusals, unanswered = await self._children.apply(rollout.manifests, owner=owner, known=known)
+        pruning = self._children.prune(self._observer.children(key), rollout.manifests, owner=owner, kept=rollout.kept)
         await calls.answer("deleting what is no longer wanted", pruning, None)
-        return dataclasses.replace(seen, refusals=refusals, unanswered=(*unanswered, *calls.unanswered))
+        return dataclasses.replace(
+            seen,
+            refusals=refusals,
+            unanswered=(*unanswered, *calls.unanswered),
+            waiting=tuple(rollout.waiting),
+            claim_faults=tuple(rollout.faults),
+        )
 
     async def _withdraw(self, key: PoolKey, consenting: Sequence[str], seen: Observed) -> Observed:
         """Delete the copies in other namespaces than these, also where nothing else is written.
@@ -248,7 +273,8 @@ class Reconciler:
         return status
 
     def _next_look(self, seen: Observed, status: Mapping[str, Any]) -> float:
-        """Watches tell of children. External stores, Pods, refusals and namespaces have none, so they are looked at."""
+        """Watches tell of children. External stores, Pods, refusals, claims and namespaces have none, so they are looked at."""
         is_ready = status["conditions"][0]["status"] == "True"
-        unwatched = seen.probe is not None or seen.unconsenting or not is_ready
+        growing = any(one.until is WaitsUntil.CLAIMS_GROWN for one in seen.waiting or ())
+        unwatched = seen.probe is not None or seen.unconsenting or seen.claim_faults or growing or not is_ready
         return self._settings.probe_seconds if unwatched else self._settings.resync_seconds

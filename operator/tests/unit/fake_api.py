@@ -119,6 +119,8 @@ class ApiServer:
             return answer_with(409) if path in self.objects else httpx.Response(201, json=self._store(path, body))
         if path.endswith("/status"):
             return self._write_status(path.removesuffix("/status"), body)
+        if request.headers["Content-Type"] == "application/merge-patch+json":
+            return self._merge(path, body, dry_run="dryRun" in request.url.params)
         return httpx.Response(200, json=self._store(path, body))
 
     def _read(self, path: str, selector: str | None) -> httpx.Response:
@@ -132,11 +134,28 @@ class ApiServer:
         ]
         return httpx.Response(200, json={"items": items, "metadata": {}})
 
+    def _merge(self, path: str, patch: dict[str, Any], *, dry_run: bool) -> httpx.Response:
+        known = self.objects.get(path)
+        if known is None or dry_run:
+            return _found(known)
+        return httpx.Response(200, json=self._store(path, merged(known, patch)))
+
     def _write_status(self, path: str, body: dict[str, Any]) -> httpx.Response:
         known = self.objects.get(path)
         if known is not None:
             known["status"] = body["status"]
         return _found(known)
+
+
+def merged(body: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with a JSON merge patch on top."""
+    result = {key: value for key, value in body.items() if patch.get(key, value) is not None}
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            result[key] = merged(body.get(key) or {}, value)
+        elif value is not None:
+            result[key] = value
+    return result
 
 
 def _found(body: dict[str, Any] | None) -> httpx.Response:

@@ -7,6 +7,7 @@ this package imports nothing of the operator.
 from kvpool_operator.api.backend import Backend, StoreType
 from kvpool_operator.api.connector_types import ConnectorType, Role, Transport
 from kvpool_operator.api.injection import ConflictPolicy, Delivery, Injection, InjectionMode
+from kvpool_operator.api.rollout import RolloutPolicy
 from kvpool_operator.api.settings import Settings
 from kvpool_operator.api.spec import Engine, InvalidSpec, KVCachePoolSpec, parse_spec
 from kvpool_operator.api.types import API_VERSION, GROUP, KIND, PLURAL, VERSION
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidSpec",
     "KVCachePoolSpec",
     "Role",
+    "RolloutPolicy",
     "Settings",
     "StoreType",
     "Transport",

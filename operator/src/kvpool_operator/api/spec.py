@@ -16,6 +16,7 @@ from kvpool_operator.api.connector_types import RULES as CONNECTOR_RULES
 from kvpool_operator.api.connector_types import Role
 from kvpool_operator.api.injection import Injection
 from kvpool_operator.api.object_names import DataKey, ObjectName, VariableName
+from kvpool_operator.api.rollout import Rollout
 from kvpool_operator.api.sections import Resources
 from kvpool_operator.api.tiers import Connector, Tiers
 from kvpool_operator.api.types import FREE_FORM, ApiModel, Rule, list_field
@@ -159,6 +160,7 @@ class KVCachePoolSpec(ApiModel):
     )
     isolation: Isolation = Field(Isolation(), description="Who shares blocks with whom.")
     injection: Injection = Field(Injection(), description="Pods of others that use the pool.")
+    rollout: Rollout = Field(Rollout(), description="When Pods that run are replaced.")
     paused: bool = Field(False, description="Leave all children as they are; the status is still kept.")
 
     @property

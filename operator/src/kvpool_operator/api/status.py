@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from kvpool_operator.api.injection import CONSUMERS_SHOWN, ConsumerStatus, NamespaceName
+from kvpool_operator.api.rollout import RolloutStatus
 from kvpool_operator.api.types import ApiModel, list_field
 
 
@@ -68,6 +69,7 @@ class KVCachePoolStatus(ApiModel):
     engines: tuple[EngineStatus, ...] = list_field(
         kind="map", keys=("name",), maximum=16, description="The Pods of each engine."
     )
+    rollout: RolloutStatus | None = Field(None, description="What is not rolled out; absent: nothing waits.")
     consumers: tuple[ConsumerStatus, ...] = list_field(
         kind="atomic",
         maximum=CONSUMERS_SHOWN,

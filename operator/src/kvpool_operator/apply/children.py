@@ -6,7 +6,7 @@ A quiet pool costs no request at all: everything is compared with the watch cach
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from kvpool_operator.apply.compare import HASH_ANNOTATION, holds, sign
@@ -14,13 +14,15 @@ from kvpool_operator.desired import Manifest
 from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.names import COMPONENT_LABEL
 from kvpool_operator.kube import ApiError, Client, NotFound, Refused, resource_of
-from kvpool_operator.observe.cache import Cache, is_copy, key_of, owner_uid, pool_of
+from kvpool_operator.observe.cache import Cache, Key, is_copy, is_going, key_of, owner_uid, pool_of
 from kvpool_operator.status.observed import Refusal, Unanswered
 
 _log = logging.getLogger(__name__)
 
-_FROZEN = ("immutable", "may not change once set", "updates to statefulset spec")
-"""How the API server says that a field can't be changed: of selectors and ConfigMaps, of Services, of StatefulSets."""
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+"""Kinds that have Pods, and claims: they are never deleted to be made again."""
+_FROZEN = ("immutable", "may not change once set")
+"""How the API server says that a field can't be changed: of ConfigMaps and Secrets, of Services."""
 
 
 class Children:
@@ -32,11 +34,30 @@ class Children:
         self._accepted: dict[str, str] = {}
         """uid to the digest of (what was applied, what the API server made of it)."""
 
+    async def workloads(self, manifests: Sequence[Manifest]) -> dict[Key, Mapping[str, Any] | None]:
+        """Return the workloads of the manifests as they are, with None for each that there is not.
+
+        Raises:
+            ApiError: the API server did not tell.
+        """
+        return {
+            key_of(manifest): self._cache.get(key_of(manifest)) or await self._read(manifest)
+            for manifest in manifests
+            if manifest["kind"] in WORKLOADS
+        }
+
     async def apply(
-        self, manifests: Sequence[Manifest], *, owner: str
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        owner: str,
+        known: Mapping[Key, Mapping[str, Any] | None],
     ) -> tuple[tuple[Refusal, ...], tuple[Unanswered, ...]]:
         """Write those that differ, in order. One that can't be written doesn't keep the others from being written, unless the
         API server is not reached at all.
+
+        Args:
+            known: objects that were looked for a moment ago.
 
         Returns:
             what was refused, and what the API server did not do although it may do it the next time.
@@ -45,7 +66,7 @@ class Children:
         unanswered: list[Unanswered] = []
         for manifest in manifests:
             try:
-                await self._apply_one(sign(manifest), owner)
+                await self._apply_one(sign(manifest), owner, known)
             except (Refused, NotFound) as error:  # not found: the namespace of a copy
                 refusals.append(_refusal(manifest, error.message))
             except ApiError as error:
@@ -56,9 +77,20 @@ class Children:
                     break
         return tuple(refusals), tuple(unanswered)
 
-    async def prune(self, children: Sequence[Mapping[str, Any]], manifests: Sequence[Manifest], *, owner: str) -> None:
-        """Delete children of this very pool that are no longer desired."""
-        wanted = {key_of(manifest) for manifest in manifests}
+    async def prune(
+        self,
+        children: Sequence[Mapping[str, Any]],
+        manifests: Sequence[Manifest],
+        *,
+        owner: str,
+        kept: Set[Key],
+    ) -> None:
+        """Delete children of this very pool that are no longer desired.
+
+        Args:
+            kept: those that stay all the same.
+        """
+        wanted = {key_of(manifest) for manifest in manifests} | kept
         for child in children:
             if key_of(child) not in wanted and (owner_uid(child) == owner or is_copy(child)):
                 await self._delete(child)
@@ -70,7 +102,7 @@ class Children:
                 await self._delete(child)
 
     async def _delete(self, child: Mapping[str, Any]) -> None:
-        if _is_going(child):
+        if is_going(child):
             return
         metadata = child["metadata"]
         _log.info("%s %s/%s is no longer wanted", child["kind"], metadata["namespace"], metadata["name"])
@@ -82,14 +114,15 @@ class Children:
             if error.status != 409:  # somebody made a namesake: not ours to delete
                 raise
 
-    async def _apply_one(self, wanted: Manifest, owner: str) -> None:
-        live = self._cache.get(key_of(wanted))
+    async def _apply_one(self, wanted: Manifest, owner: str, known: Mapping[Key, Mapping[str, Any] | None]) -> None:
+        key = key_of(wanted)
+        live = self._cache.get(key)
         if live is None:
-            live = await self._read(wanted)
+            live = known[key] if key in known else await self._read(wanted)
         if live is not None:
             if owner_uid(live) != owner and not (is_copy(live) and pool_of(live) == pool_of(wanted)):
                 raise Refused(status=409, message=taken(live))
-            if _is_going(live) or self._is_as_wanted(live, wanted):
+            if is_going(live) or self._is_as_wanted(live, wanted):
                 return
         answer = await self._write(wanted, live)
         self._accepted[answer["metadata"]["uid"]] = _memory(answer, wanted)
@@ -110,9 +143,10 @@ class Children:
         try:
             return await self._client.apply(resource, wanted)
         except Refused as error:
-            if error.status != 422 or live is None or not any(word in error.message for word in _FROZEN):
+            is_frozen = error.status == 422 and any(word in error.message for word in _FROZEN)
+            if not is_frozen or live is None or wanted["kind"] in WORKLOADS:
                 raise
-            # Somebody froze it, or a selector changed between versions of the operator. It is ours, so make it anew.
+            # Somebody froze it. It is ours, and no Pod ends with it, so make it again.
             _log.warning("%s %s/%s: %s", resource.kind, metadata["namespace"], metadata["name"], error.message)
             await self._client.delete(resource, metadata["namespace"], metadata["name"], uid=live["metadata"]["uid"])
             return await self._client.apply(resource, wanted)
@@ -129,10 +163,6 @@ def _memory(live: Mapping[str, Any], wanted: Manifest) -> str:
     content = {key: value for key, value in live.items() if key not in ("metadata", "status")}
     metadata = {key: live["metadata"].get(key) for key in ("labels", "annotations", "ownerReferences")}
     return digest([wanted, content, metadata])
-
-
-def _is_going(body: Mapping[str, Any]) -> bool:
-    return "deletionTimestamp" in body["metadata"]
 
 
 def taken(live: Mapping[str, Any]) -> str:

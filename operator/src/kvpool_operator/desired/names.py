@@ -20,6 +20,9 @@ CONSUMER_LABEL = f"{GROUP}/consumer"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 """On Pod templates: a new configuration makes new Pods."""
 
+ROLLOUT_ANNOTATION = f"{GROUP}/rollout"
+"""On workloads: how they came to their Pod template, see `apply.record`."""
+
 POOL_NAMESPACE_LABEL = f"{GROUP}/pool-namespace"
 """On copies in other namespaces: where the pool is."""
 POOL_UID_LABEL = f"{GROUP}/pool-uid"

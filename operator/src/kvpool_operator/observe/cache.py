@@ -41,6 +41,11 @@ def is_copy(body: Mapping[str, Any]) -> bool:
     return POOL_UID_LABEL in body["metadata"].get("labels", {})
 
 
+def is_going(body: Mapping[str, Any]) -> bool:
+    """Return whether the object is being deleted."""
+    return "deletionTimestamp" in body["metadata"]
+
+
 class Cache:
     """The newest known version of every child."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kvpool_operator.status import consumers
+from kvpool_operator.status import consumers, rollout
 from kvpool_operator.status.observed import Observed
 
 _NAMED = 3
@@ -32,7 +32,26 @@ class Event:
 
 
 def of(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:
-    """Workloads that began to wait for a restart, and that none waits any more. Fewer than before is no news."""
+    """Return what began to wait for a restart, and that nothing waits any more. Fewer than before is no news."""
+    return (*_consumers(seen, before, after), *_rollout(seen, before, after))
+
+
+def _rollout(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Tell of workloads of the pool itself."""
+    was, now = ({one["workload"] for one in _waiting(status)} for status in (before, after))
+    if now - was:
+        return (Event("Normal", "RolloutPending", "Rollout", rollout.told(seen.waiting or ())[:_NOTE]),)
+    if was and not now and seen.waiting is not None:
+        return (Event("Normal", "NoRolloutPending", "Rollout", "no workload waits for other Pods any more"),)
+    return ()
+
+
+def _waiting(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list((status.get("rollout") or {}).get("waiting") or ())
+
+
+def _consumers(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Tell of workloads of users."""
     was, now = (int(status.get("workloadsWaiting") or 0) for status in (before, after))
     if now > was:
         return (Event("Normal", "RestartNeeded", "Inject", _restart(consumers.waiting(seen))),)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvpool_operator.api import StoreType
 from kvpool_operator.desired import Pool, names, stores
-from kvpool_operator.status import checks, connector, consumers
+from kvpool_operator.status import checks, connector, consumers, rollout
 from kvpool_operator.status.checks import Check, Finding
 from kvpool_operator.status.observed import Observed
 
@@ -48,10 +48,18 @@ _CHAINS: Mapping[str, tuple[Check, ...]] = {
         checks.api_server_answered,
         consumers.pods_are_up_to_date,
     ),
+    "UpToDate": (
+        checks.not_judged,
+        checks.api_server_answered,
+        rollout.was_planned,
+        rollout.claims_are_possible,
+        rollout.nothing_waits,
+    ),
 }
 """Also the order in which Ready names causes: a broken configuration explains engines that don't start."""
-_OF_OTHERS = {"InjectionReady"}
-"""Not part of Ready: a Pod that somebody else started wrongly doesn't keep the pool from serving."""
+_APART = {"InjectionReady", "UpToDate"}
+"""Not part of Ready: neither a consumer that somebody started wrongly nor Pods that wait for a restart keep the pool from
+serving."""
 
 
 def build_status(seen: Observed, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -108,6 +116,7 @@ def _all_is_well(kind: str, seen: Observed) -> Finding:
             else ("NoEngines", "the pool has no engines of its own")
         ),
         "InjectionReady": lambda: consumers.all_is_well(seen),
+        "UpToDate": lambda: ("UpToDate", "every workload has the Pods that are wanted"),
     }
     reason, message = texts[kind]()
     return Finding(reason, message, "True")
@@ -134,7 +143,7 @@ def _ready(findings: Mapping[str, Finding], seen: Observed) -> Finding:
     # Two rounds, so that what could not be judged never hides the fault that is the cause.
     for wanted in ("False", "Unknown"):
         for kind, finding in findings.items():
-            if finding.status == wanted and kind not in _OF_OTHERS:
+            if finding.status == wanted and kind not in _APART:
                 return Finding(finding.reason, f"{kind}: {finding.message}{note}", wanted)
     return Finding("Paused" if paused else "AllReady", f"the pool serves{note}", "True")
 
@@ -170,6 +179,7 @@ def _facts(seen: Observed) -> dict[str, Any]:
     if seen.children_known:
         facts |= _engine_counts(seen, pool)
     facts |= consumers.facts(seen)
+    facts |= rollout.facts(seen)
     if seen.invalid_config is None and seen.config_hash:
         facts["config"] = {"hash": seen.config_hash}
     return facts

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvpool_operator.api.rollout import WaitReason, WaitsUntil
 from kvpool_operator.desired import Pool
 
 
@@ -75,6 +76,32 @@ class Unanswered:
     message: str
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A workload that keeps its Pods although others are wanted.
+
+    Attributes:
+        workload: its kind and name.
+    """
+
+    workload: str
+    reason: WaitReason
+    until: WaitsUntil
+
+
+@dataclass(frozen=True)
+class ClaimFault:
+    """Claims that cannot become what is wanted.
+
+    Attributes:
+        reason: one word for programs.
+        message: what to do about it.
+    """
+
+    reason: str
+    message: str
+
+
 class Seen(enum.Enum):
     """What the container that injection changed was seen to do."""
 
@@ -132,6 +159,8 @@ class Observed:
         consents_known: whether the namespaces said which of them take the pool.
         fault: a fault of the operator itself ended the reconciliation.
         consumers: Pods of others that name the pool, in namespaces that may use it.
+        waiting: workloads that keep their Pods for now; None where nothing was planned.
+        claim_faults: claims that cannot become what is wanted.
     """
 
     generation: int
@@ -151,3 +180,5 @@ class Observed:
     children_known: bool = True
     fault: bool = False
     consumers: tuple[Consumer, ...] = ()
+    waiting: tuple[Waiting, ...] | None = None
+    claim_faults: tuple[ClaimFault, ...] = ()

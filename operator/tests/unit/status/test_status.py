@@ -45,6 +45,7 @@ def healthy(make_pool: MakePool) -> Observed:
         pool=make_pool(SPEC),
         config_hash="h1",
         workloads={"demo-store": deployment(1, 1), "demo-engine": deployment(2, 2)},
+        waiting=(),
     )
 
 
@@ -55,7 +56,8 @@ def conditions(seen: Observed) -> dict[str, dict[str, Any]]:
 def test_a_healthy_pool(healthy: Observed) -> None:
     status = build_status(healthy, {}, NOW)
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ["Ready", "ConfigRendered", "SizingValid", "BackendAvailable", "EnginesReady", "InjectionReady"], "True"
+        ["Ready", "ConfigRendered", "SizingValid", "BackendAvailable", "EnginesReady", "InjectionReady", "UpToDate"],
+        "True",
     )
     assert all(condition["observedGeneration"] == 3 for condition in status["conditions"])
     assert status["engines"] == [{"name": "engine", "ready": 2, "desired": 2}]
