@@ -92,6 +92,11 @@ names:
 - apiGroups: [apps]
   resources: [daemonsets, deployments, statefulsets]
   verbs: [get, list, watch, create, patch, delete]
+# To enlarge the claims of a store or an engine in place, and to keep them when their StatefulSet is replaced under its Pods.
+# No claim is ever deleted.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [list, patch]
 # Drains that leave a store of several servers able to serve, and stores without authentication shut to others.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

@@ -55,6 +55,19 @@ def use_stores(kubectl: Kubectl) -> None:
     eventually(lambda: "paused" in kubectl.condition("p", "Ready").get("message", ""), what="the pool is paused")
 
 
+def use_claims(kubectl: Kubectl) -> None:
+    """Ask for larger claims than there are. Without a volume they cannot grow, which is heard by asking."""
+    engine = {"model": {"name": "m"}, "engines": [{}]}
+
+    def disk(size: str) -> dict[str, Any]:
+        return {**engine, "tiers": {"disk": {"size": size, "volume": {"persistentVolumeClaim": {}}}}}
+
+    kubectl.apply_pool("claims", disk("1Gi"))
+    eventually(lambda: kubectl.list("persistentvolumeclaims"), what="a claim")
+    kubectl.apply_pool("claims", disk("2Gi"))
+    kubectl.await_condition("claims", "UpToDate", reason="ClaimCannotGrow")
+
+
 def use_injection(kubectl: Kubectl) -> None:
     """Make Pods that name the pool: by themselves, by a RayCluster, by a service, and too late."""
     kubectl.apply_pool("demo", {"backend": {"type": "Redis"}, "tiers": {"cpu": {"size": "1Gi"}}})
@@ -147,6 +160,7 @@ def test_permissions_are_those_that_are_used(
     use_injection(kubectl)
     use_sharing(kubectl)
     use_stores(kubectl)
+    use_claims(kubectl)
     comparison = compare(rights_of(ACCOUNT, chart_manifests), uses_of(ACCOUNT, audit_log.lines()))
     assert comparison.missing == ()
     assert comparison.unused == ()

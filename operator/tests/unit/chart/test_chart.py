@@ -15,6 +15,7 @@ from kvpool_operator.api import API_VERSION, KIND, Settings
 from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL
 from kvpool_operator.kube import (
     CHILD_KINDS,
+    CLAIM,
     ENDPOINT_SLICE,
     EVENT,
     LLM_SERVICES,
@@ -124,6 +125,7 @@ def test_permissions_are_exactly_what_the_operator_uses(chart: Chart) -> None:
     expected[POOL.group, POOL.plural] = {"get", "list", "watch"}
     expected[POOL.group, f"{POOL.plural}/status"] = {"patch"}
     expected[POD.group, POD.plural] = {"list", "watch"}
+    expected[CLAIM.group, CLAIM.plural] = {"list", "patch"}
     expected[RAY_CLUSTER.group, RAY_CLUSTER.plural] = {"get"}
     expected[LLM_SERVICES[0].group, LLM_SERVICES[0].plural] = {"get"}
     expected[EVENT.group, EVENT.plural] = {"create"}
@@ -183,13 +185,13 @@ def test_the_admission_policy_covers_all_that_the_operator_writes(chart: Chart) 
         for version in rule["apiVersions"]
         for resource in rule["resources"]
     }
-    assert covered == {(kind.group, kind.version, kind.plural) for kind in CHILD_KINDS}
+    assert covered == {(kind.group, kind.version, kind.plural) for kind in (*CHILD_KINDS, CLAIM)}
     writes = {"create", "update", "patch", "delete", "deletecollection"}
     elsewhere = {(POOL.group, f"{POOL.plural}/status"), (EVENT.group, EVENT.plural)}
     written = {resource for resource, verbs in rules(chart).items() if verbs & writes}
     assert {(group, resource) for group, _, resource in covered} == written - elsewhere
     operations = {tuple(rule["operations"]) for rule in policy["matchConstraints"]["resourceRules"]}
-    assert operations == {("CREATE", "UPDATE", "DELETE")}
+    assert operations == {("CREATE", "UPDATE", "DELETE"), ("UPDATE",)}
     assert policy["failurePolicy"] == "Fail"
     binding = one(chart, "ValidatingAdmissionPolicyBinding")["spec"]
     assert binding == {"policyName": "kvpool-operator", "validationActions": ["Deny"]}
