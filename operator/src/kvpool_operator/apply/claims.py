@@ -94,6 +94,12 @@ def ends_with_claims(live: Object) -> bool:
     return bool(policy.get("whenDeleted") == "Delete")
 
 
+def retains(live: Object) -> bool:
+    """Return whether Kubernetes' controller knows that the claims outlive the StatefulSet."""
+    seen = (live.get("status") or {}).get("observedGeneration", -1)
+    return not ends_with_claims(live) and seen >= live["metadata"].get("generation", 0)
+
+
 def owned(claims: Sequence[Object], live: Object) -> list[Object]:
     """Return the claims that would be removed together with their StatefulSet."""
     return [claim for claim in claims if len(other_owners(claim, live)) < len(_owners(claim))]

@@ -17,7 +17,8 @@ _NAMES = {
     "secretRef": ("Secret", "name"),
 }
 """Where a Pod names a ConfigMap or a Secret: kind, and the field with the name."""
-_CLAIM_FIELDS = ("volumeClaimTemplates", "persistentVolumeClaimRetentionPolicy")
+_RETENTION = "persistentVolumeClaimRetentionPolicy"
+_CLAIM_FIELDS = ("volumeClaimTemplates", _RETENTION)
 
 
 def with_kept_pods(wanted: Manifest, live: Mapping[str, Any]) -> Manifest:
@@ -29,6 +30,13 @@ def with_kept_pods(wanted: Manifest, live: Mapping[str, Any]) -> Manifest:
     spec = {key: value for key, value in wanted["spec"].items() if key not in _CLAIM_FIELDS}
     claims = {key: live["spec"][key] for key in _CLAIM_FIELDS if key in live["spec"]}
     return {**wanted, "spec": {**spec, "template": {**template, "metadata": metadata}, **claims}}
+
+
+def with_loose_claims(manifest: Manifest) -> Manifest:
+    """Return a StatefulSet's manifest that does not take its claims along when it is deleted."""
+    spec = manifest["spec"]
+    retention = {**spec.get(_RETENTION, {}), "whenDeleted": "Retain"}
+    return {**manifest, "spec": {**spec, _RETENTION: retention}}
 
 
 def with_kept_files(

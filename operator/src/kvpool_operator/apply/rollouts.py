@@ -262,7 +262,10 @@ def _kept(pool: Pool, case: _Case, until: WaitsUntil) -> Manifest:
     is_paused = until is WaitsUntil.POLICY_CHANGED
     restarted = restarted_at(case.live) if is_paused else case.record.restarted
     record = dataclasses.replace(case.record, spec=spec, restarted=restarted)
-    return with_record(kept.with_kept_pods(case.wanted, case.live), record)
+    manifest = kept.with_kept_pods(case.wanted, case.live)
+    if until is WaitsUntil.CLAIMS_GROWN:
+        manifest = kept.with_loose_claims(manifest)
+    return with_record(manifest, record)
 
 
 def _may_go(old: Mapping[str, Any], new: Mapping[str, Any] | None, *, asked: bool) -> bool:

@@ -47,18 +47,13 @@ class Volumes:
                 fault = await self._enlarge(wanted, name, size, dry_run=dry_run)
                 if fault is not None:
                     return fault
-        if small or claims.unfinished(found, live, growth):
-            return Step.GROWING
-        if not await self.loosen(live, found):
+        if small or claims.unfinished(found, live, growth) or not await self._are_loose(live, found):
             return Step.GROWING
         await self._delete(live)
         return Step.REPLACED
 
-    async def loosen(self, live: Object, found: list[dict[str, Any]] | None = None) -> bool:
-        """See to it that no claim ends with its StatefulSet.
-
-        Args:
-            found: the claims, if they were listed already.
+    async def loosen(self, live: Object) -> bool:
+        """See to it that no claim ends with a StatefulSet that is to be deleted.
 
         Returns:
             whether that is so already.
@@ -66,22 +61,26 @@ class Volumes:
         Raises:
             ApiError: as :meth:`grow`.
         """
-        if found is None:
-            found = await self._claims(live)
-        owned = claims.owned(found, live)
-        metadata = live["metadata"]
         if claims.ends_with_claims(live):
+            metadata = live["metadata"]
             await self._client.merge(STATEFUL_SET, metadata["namespace"], metadata["name"], _RETAIN)
-        elif not owned:
-            return True
+            return False
+        return await self._are_loose(live, await self._claims(live))
+
+    async def _are_loose(self, live: Object, found: list[dict[str, Any]]) -> bool:
+        """Return whether no claim belongs to the StatefulSet, and take it off those that do.
+
+        Kubernetes' controller puts it on again while it has not seen that claims are to be retained,
+        and then the garbage collector may take a claim for one of an owner that is gone.
+        """
+        if not claims.retains(live):
+            return False
+        owned = claims.owned(found, live)
         for claim in owned:
-            await self._client.merge(
-                CLAIM,
-                metadata["namespace"],
-                claim["metadata"]["name"],
-                {"metadata": {"ownerReferences": claims.other_owners(claim, live)}},
-            )
-        return False
+            metadata = claim["metadata"]
+            others = {"metadata": {"ownerReferences": claims.other_owners(claim, live)}}
+            await self._client.merge(CLAIM, metadata["namespace"], metadata["name"], others)
+        return not owned
 
     async def _claims(self, live: Object) -> list[dict[str, Any]]:
         """Return the claims of the StatefulSet's Pods, also of Pods that are no longer wanted."""

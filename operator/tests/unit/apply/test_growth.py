@@ -104,6 +104,7 @@ def test_a_larger_tier_grows_all_claims_and_ends_no_pod(by_restart: bool) -> Non
     assert pool.uid == uid
     assert pool.template(NAME, kind=STATEFUL_SET) == before
     assert pool.waiting == {f"StatefulSet {NAME}": ("SpecChanged", "ClaimsGrown")}
+    assert pool.stateful_set["spec"][RETENTION]["whenDeleted"] == "Retain"
     pool.finish_growing(by_restart=by_restart)
     pool.reconcile()
     assert pool.deletions() == []
@@ -115,6 +116,23 @@ def test_a_larger_tier_grows_all_claims_and_ends_no_pod(by_restart: bool) -> Non
     assert pool.template(NAME, kind=STATEFUL_SET) != before
     assert pool.stateful_set["spec"][RETENTION]["whenDeleted"] == "Delete"
     assert pool.waiting == {}
+    assert len(pool.deletions()) == 1
+
+
+def test_a_controller_that_is_behind_is_waited_for() -> None:
+    """It would make the claims dependents of the StatefulSet again, and they would end with it."""
+    pool = DiskPool(spec())
+    pool.edit(spec("20Gi"))
+    pool.reconcile(2)
+    pool.finish_growing()
+    pool.stateful_set["status"]["observedGeneration"] = 0
+    pool.upgrade()
+    pool.upgrade()
+    assert pool.deletions() == []
+    assert [] not in pool.owners()
+    pool.stateful_set["status"]["observedGeneration"] = pool.stateful_set["metadata"]["generation"]
+    pool.upgrade()
+    pool.reconcile()
     assert len(pool.deletions()) == 1
 
 
@@ -208,7 +226,7 @@ def test_claims_of_an_engine_that_changes_its_kind_are_not_removed() -> None:
     """What is in them is nowhere else."""
     pool = DiskPool(spec())
     pool.edit({**spec(), "tiers": {"disk": {"size": "10Gi"}}})
-    pool.reconcile(2)
+    pool.reconcile(3)
     pool.upgrade()
     assert pool.exists(NAME, kind=DEPLOYMENT)
     assert not pool.exists(NAME)
