@@ -1,10 +1,11 @@
 """Random values of a pool: made once, and only if the cluster has none.
 
-Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is in use. There are two ways
-to another one. Delete the Secret: all engines then roll, because the Secret's uid is part of their configuration hash. Or change
-``password`` in it, as tools that keep Secrets in step with a vault do: nothing rolls. The store takes the new and the former
-password over while it runs (``users.sh``), and engines read the new one from their mounted file when they connect. The digest of
-the former one is read from the Secret with the users, which is the operator's alone.
+Creation is a POST: two operators at once, or a stale view, can never overwrite a password that is
+in use. There are two ways to another one: delete the Secret, or change ``password`` in it, as tools
+that keep Secrets in step with a vault do. Nothing rolls by either. The store takes the new and the
+former password over while it runs (``users.sh``), and engines read the new one from their mounted
+file when they connect. The digest of the former one is read from the Secret with the users, which
+is the operator's alone.
 """
 
 from __future__ import annotations

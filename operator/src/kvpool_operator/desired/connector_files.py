@@ -22,8 +22,10 @@ def config_hash(pool: Pool) -> str:
     Raises:
         kvpool_connector.config.ConfigError: the connector would refuse what the spec asks for.
     """
-    file = connectors.files(pool)
-    return digest({"file": file, "seed": pool.material.seed_secret_uid, "password": pool.material.store_secret_uid})
+    read = {"file": connectors.files(pool), "seed": pool.material.seed_secret_uid}
+    if connectors.keeps_password(pool):
+        read["password"] = pool.material.store_secret_uid
+    return digest(read)
 
 
 def as_annotations(pool: Pool) -> dict[str, str]:

@@ -20,7 +20,7 @@ class Material:
     store_password: str
     hash_seed: str
     store_secret_uid: str = ""
-    """Changes when the Secret was deleted and made anew, which rolls the engines that hold the old password."""
+    """Changes when the Secret was deleted and made again. Programs that keep a password need a restart then."""
     former_digest: str = ""
     """Of the store's password before somebody changed it in its Secret; empty: it is the first one. Both are valid until it is
     changed once more, since Pods see a changed Secret at different times."""

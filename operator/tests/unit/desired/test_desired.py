@@ -135,12 +135,15 @@ def test_a_new_configuration_makes_new_engine_pods(make_pool: MakePool, change: 
     )
 
 
-def test_a_new_secret_makes_new_pods_of_engines_alone(make_pool: MakePool) -> None:
-    """The store takes over who may log in while it runs."""
-    before = desired(make_pool(QUICKSTART, store_secret_uid="one"))
-    after = desired(make_pool(QUICKSTART, store_secret_uid="two"))
-    assert template_annotations(before, "demo-engine") != template_annotations(after, "demo-engine")
+@pytest.mark.parametrize(("connector", "is_kept"), [("KVPool", False), ("LMCache", True)])
+def test_a_new_password_is_for_programs_that_keep_it(make_pool: MakePool, connector: str, is_kept: bool) -> None:
+    """The store takes over who may log in while it runs, and kvpool reads the password at each connection."""
+    spec = yaml.safe_load(QUICKSTART) | {"connector": {"type": connector}, "engines": [{"gpus": 1}]}
+    before = desired(make_pool(spec, store_secret_uid="one"))
+    after = desired(make_pool(spec, store_secret_uid="two"))
     assert template_annotations(before, "demo-store") == template_annotations(after, "demo-store")
+    is_same = template_annotations(before, "demo-engine") == template_annotations(after, "demo-engine")
+    assert is_same is not is_kept
 
 
 def test_what_engines_do_not_read_leaves_them_alone(make_pool: MakePool) -> None:

@@ -12,7 +12,7 @@ from kvpool_operator.desired.connectors import kvpool, lmcache, lmcache_mp, nati
 from kvpool_operator.desired.connectors.part import EnginePart
 from kvpool_operator.desired.pool import Manifest, Pool
 
-__all__ = ["EnginePart", "children", "engine_part", "files"]
+__all__ = ["EnginePart", "children", "engine_part", "files", "keeps_password"]
 
 
 def engine_part(pool: Pool, engine: Engine) -> EnginePart:
@@ -37,6 +37,15 @@ def files(pool: Pool) -> dict[str, str]:
             return {lmcache.FILE: lmcache.text(connector_config.build(pool))}
         case _:
             return {}
+
+
+def keeps_password(pool: Pool) -> bool:
+    """Return whether engines keep the store's password that they were started with.
+
+    LMCache reads it from its environment. kvpool reads its file whenever it connects, and other
+    engines know no password.
+    """
+    return pool.spec.connector.type is ConnectorType.LMCACHE
 
 
 def children(pool: Pool) -> list[Manifest]:
