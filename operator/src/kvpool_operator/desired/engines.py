@@ -20,6 +20,14 @@ from kvpool_operator.desired.stores import mooncake, remotes
 COMPONENT = "engine"
 COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
 GPU_RESOURCE = "nvidia.com/gpu"
+DRAIN_SECONDS = 120
+"""How long vLLM may go on with the streams that run when it is told to end. A user's own
+``--shutdown-timeout`` comes later and wins; then ``terminationGracePeriodSeconds`` of the Pod
+template has to fit."""
+_LEAVE_SECONDS = 5
+"""How long a Pod that ends is still reached by clients that do not know it yet."""
+_TEARDOWN_SECONDS = 25
+"""What vLLM's processes need after the last stream."""
 _START_SECONDS = 1800
 """Loading weights over a slow network and compiling kernels, before Kubernetes gives up on a Pod."""
 
@@ -130,7 +138,7 @@ def _strategy(engine: Engine) -> Manifest:
 
 def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
     return pod_basics() | {
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": _LEAVE_SECONDS + DRAIN_SECONDS + _TEARDOWN_SECONDS,
         "affinity": {"podAntiAffinity": _spread(pool, engine)},
         "containers": [_container(pool, engine)],
         "volumes": [
@@ -193,8 +201,8 @@ def _container(pool: Pool, engine: Engine) -> Manifest:
         "startupProbe": health | {"periodSeconds": 2, "failureThreshold": _START_SECONDS // 2},
         "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": health | {"periodSeconds": 15, "failureThreshold": 6, "timeoutSeconds": 10},
-        # The Pod leaves the Service's endpoints first, then stops answering.
-        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        # The Pod leaves the Service's endpoints first, then takes no more requests.
+        "lifecycle": {"preStop": {"sleep": {"seconds": _LEAVE_SECONDS}}},
         "volumeMounts": mounts,
     }
 
@@ -217,6 +225,7 @@ def _arguments(pool: Pool, engine: Engine) -> list[str]:
         arguments += ["--revision", revision]
     if engine.gpus > 1:
         arguments += ["--tensor-parallel-size", str(engine.gpus)]
+    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS)]
     arguments += ["--prefix-caching-hash-algo", "sha256_cbor"]
     arguments += ["--kv-transfer-config", json.dumps(connector.transfer, separators=(",", ":"))]
     arguments += connector.arguments

@@ -78,6 +78,22 @@ def test_the_users_arguments_come_last(make_pool: MakePool) -> None:
     assert argument(pool, "--dtype") == ["float32", "bfloat16"]
 
 
+def test_streams_may_end_before_their_pod(make_pool: MakePool) -> None:
+    pool = make_pool(spec_with())
+    (drain,) = argument(pool, "--shutdown-timeout")
+    leave = container(pool)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert int(drain) >= 60
+    grace = spec_of(pool)["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace >= leave + int(drain) + 20
+
+
+def test_a_longer_drain_is_the_users(make_pool: MakePool) -> None:
+    template = {"spec": {"terminationGracePeriodSeconds": 700}}
+    pool = make_pool(spec_with(args=["--shutdown-timeout", "600"], podTemplate=template))
+    assert argument(pool, "--shutdown-timeout")[-1] == "600"
+    assert spec_of(pool)["template"]["spec"]["terminationGracePeriodSeconds"] == 700
+
+
 def test_the_users_environment_wins_and_replaces_the_source(make_pool: MakePool) -> None:
     settings = {"engineDefaults": {"env": [{"name": "A", "value": "operator"}, {"name": "B", "value": "operator"}]}}
     env = [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
