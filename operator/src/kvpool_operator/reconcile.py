@@ -25,7 +25,7 @@ from kvpool_operator.apply.status import write_status
 from kvpool_operator.apply.volumes import Volumes
 from kvpool_operator.desired import Manifest, Material, Pool, connector_files, desired
 from kvpool_operator.kube import ApiError, Client
-from kvpool_operator.observe.cache import Cache, is_copy, key_of
+from kvpool_operator.observe.cache import Cache, is_copy, key_of, owner_uid
 from kvpool_operator.observe.consent import Consents
 from kvpool_operator.observe.gather import Observer, PoolKey
 from kvpool_operator.status import events
@@ -123,6 +123,7 @@ class Reconciler:
         self._client = client
         self._settings = settings
         self._now = now
+        self._consumers_of = consumers_of
         self._observer = Observer(client, cache, settings, clock, consumers_of)
         self._consents = Consents(client, settings.probe_seconds, clock)
         self._children = Children(client, cache)
@@ -143,6 +144,7 @@ class Reconciler:
         if body is None:
             await self._children.delete_copies(self._observer.children(key))
         if body is None or "deletionTimestamp" in body["metadata"]:
+            await self._tell_users(key)
             # Children go by their owner references. Touching them now could only bring them back.
             self._observer.forget(key)
             return None
@@ -156,6 +158,16 @@ class Reconciler:
         if seen.unanswered:
             raise ApiError(status=0, message="; ".join(f"{call.what}: {call.message}" for call in seen.unanswered))
         return self._next_look(seen, status)
+
+    async def _tell_users(self, key: PoolKey) -> None:
+        """Write an Event, once, where Pods of users have the pool that is deleted."""
+        event = events.deleted_in_use(self._consumers_of(key))
+        if event is None or not self._observer.knows_children(key):
+            return
+        namespace, name = key
+        uids = (owner_uid(child) for child in self._observer.children(key))
+        metadata = {"namespace": namespace, "name": name, "uid": next(uids, None) or ""}
+        await record(self._client, {"metadata": metadata}, event)
 
     async def _bring_about(self, key: PoolKey, body: Mapping[str, Any]) -> Observed:
         """Observe, plan, apply and look."""

@@ -10,6 +10,7 @@ from kvpool_operator.api.rollout import ROLLOUT_NOW
 from kvpool_operator.kube import DEPLOYMENT, POOL, STATEFUL_SET, Resource
 from kvpool_operator.observe.cache import Cache
 from kvpool_operator.reconcile import Reconciler
+from kvpool_operator.status.observed import Consumer
 
 from .fake_api import ApiServer, merged
 
@@ -28,6 +29,7 @@ class RunningPool:
 
     def __init__(self, spec: dict[str, Any], **settings: Any) -> None:
         self.server = ApiServer()
+        self.consumers: tuple[Consumer, ...] = ()
         self._now = 0.0
         self.edit(spec)
         self.upgrade(**settings)
@@ -39,7 +41,7 @@ class RunningPool:
             Cache(),
             Settings.model_validate(settings),
             clock=lambda: self._now,
-            consumers_of=lambda _: (),
+            consumers_of=lambda _: self.consumers,
             now=lambda: "t",
         )
         self.reconcile()
@@ -56,6 +58,14 @@ class RunningPool:
         annotations = self.server.objects.get(path, {}).get("metadata", {}).get("annotations", {})
         metadata = {"namespace": "team", "name": "demo", "annotations": annotations}
         self.server.put(POOL, {"metadata": metadata, "spec": spec})
+
+    def delete(self) -> None:
+        """Delete the pool, as its user."""
+        del self.server.objects[POOL.object_path("team", "demo")]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return all Events."""
+        return [body for path, body in self.server.objects.items() if "/events/" in path]
 
     def ask(self, value: str) -> None:
         """Ask for all that waits."""

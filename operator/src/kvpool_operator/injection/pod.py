@@ -221,7 +221,8 @@ def _with_environment(container: Json, facts: Facts) -> Json:
 
 def _seed_variable(facts: Facts) -> Json:
     """Replaces a seed of the user's: with another one no block of the pool would ever be found."""
-    return {"name": _SEED, "valueFrom": {"secretKeyRef": {"name": facts.seed_secret, "key": seed.KEY}}}
+    reference = {"name": facts.seed_secret, "key": seed.KEY, "optional": True}
+    return {"name": _SEED, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _python_path(variable: Mapping[str, Any]) -> str:
@@ -257,12 +258,19 @@ def _mounts(facts: Facts) -> list[Json]:
 
 
 def _volumes(facts: Facts) -> list[Json]:
-    volumes: list[Json] = [{"name": names.VOLUME_CONFIG, "configMap": {"name": facts.config_map}}]
+    """All that the pool brings is optional, so that a Pod starts again when its pool is gone."""
+    config = {"name": facts.config_map, "optional": True}
+    volumes: list[Json] = [{"name": names.VOLUME_CONFIG, "configMap": config}]
     for name, password in ((names.VOLUME_PASSWORD, facts.password), (names.VOLUME_SENTINEL, facts.sentinel_password)):
         if password is not None:
             secret, key = password
             # Readable by all of the container: who runs in it is not ours to know.
-            source = {"secretName": secret, "defaultMode": 0o444, "items": [{"key": key, "path": "password"}]}
+            source = {
+                "secretName": secret,
+                "optional": True,
+                "defaultMode": 0o444,
+                "items": [{"key": key, "path": "password"}],
+            }
             volumes.append({"name": name, "secret": source})
     if facts.disk is not None:
         volumes.append({"name": names.VOLUME_DISK, "emptyDir": dict(facts.disk)})

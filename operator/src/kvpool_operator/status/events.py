@@ -5,12 +5,12 @@ An Event is for a change of meaning: ``of`` compares the status that was written
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvpool_operator.status import consumers, rollout
-from kvpool_operator.status.observed import Observed
+from kvpool_operator.status.observed import Consumer, Observed
 
 _NAMED = 3
 _NOTE = 1024
@@ -34,6 +34,16 @@ class Event:
 def of(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:
     """Return what began to wait for a restart, and that nothing waits any more. Fewer than before is no news."""
     return (*_consumers(seen, before, after), *_rollout(seen, before, after))
+
+
+def deleted_in_use(consumers: Iterable[Consumer]) -> Event | None:
+    """Return what to say of a pool that is deleted although Pods of users have it; None: none has."""
+    users = sorted({one.workload or f"Pod {one.pod}" for one in consumers if one.mark})
+    if not users:
+        return None
+    rest = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
+    note = f"the pool is deleted while it is used; these go on without it: {', '.join(users[:_NAMED])}{rest}"
+    return Event("Warning", "DeletedInUse", "Delete", note[:_NOTE])
 
 
 def _rollout(seen: Observed, before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Event, ...]:

@@ -226,7 +226,7 @@ def test_what_waits_is_told_once() -> None:
     pool.restart("demo-engine", "2030-01-01T00:00:00Z")
     pool.upgrade(**NEWER)
     assert pool.waiting.keys() == {STORE}
-    events = [body for path, body in pool.server.objects.items() if "/events/" in path]
+    events = pool.events()
     assert [event["reason"] for event in events] == ["RolloutPending"]
     assert f"{STORE} waits for another image until somebody asks for it" in events[0]["note"]
 

@@ -16,6 +16,8 @@ from kvpool_operator.injection.names import SHM_DIRECTORY
 from .injected import changed, environment, target
 from .pods import KINDS, pod, serve
 
+SEED = {"name": "demo-hash-seed", "key": "seed", "optional": True}
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gets_configuration_seed_and_password(kind: str) -> None:
@@ -23,18 +25,35 @@ def test_every_kind_gets_configuration_seed_and_password(kind: str) -> None:
     one = target(body)
     variables = environment(one)
     assert variables["KVPOOL_CONFIG_FILE"] == "/etc/kvpool/kvpool.yaml"
-    assert variables["PYTHONHASHSEED"] == {"secretKeyRef": {"name": "demo-hash-seed", "key": "seed"}}
+    assert variables["PYTHONHASHSEED"] == {"secretKeyRef": SEED}
     assert variables["KVPOOL_ON_FAILURE"] == "continue"
     mounts = {mount["mountPath"]: mount["name"] for mount in one["volumeMounts"]}
     assert mounts["/etc/kvpool"] == "kvpool-config"
     assert mounts["/etc/kvpool-store"] == "kvpool-store-auth"
     volumes = {volume["name"]: volume for volume in body["spec"]["volumes"]}
-    assert volumes["kvpool-config"]["configMap"] == {"name": "demo-connector"}
+    assert volumes["kvpool-config"]["configMap"] == {"name": "demo-connector", "optional": True}
     assert volumes["kvpool-store-auth"]["secret"]["secretName"] == "demo-store-auth"
     assert body["metadata"]["annotations"]["kvpool.dev/injected"] == "team/demo@abc"
     assert body["metadata"]["labels"]["kvpool.dev/consumer"] == "team.demo"
     untouched = [other for other in KINDS[kind]["spec"]["containers"] if other["name"] != one["name"]]
     assert [other for other in body["spec"]["containers"] if other["name"] != one["name"]] == untouched
+
+
+def test_a_pod_starts_again_when_its_pool_is_gone() -> None:
+    """Kubernetes starts no container that mounts or reads what is not there, unless it is optional."""
+    body = changed(pod(serve()))
+    sources = [
+        volume.get("configMap") or volume.get("secret")
+        for volume in body["spec"]["volumes"]
+        if volume.keys() & {"configMap", "secret"}
+    ]
+    sources += [
+        variable["valueFrom"]["secretKeyRef"]
+        for variable in target(body)["env"]
+        if "secretKeyRef" in variable.get("valueFrom", {})
+    ]
+    assert len(sources) == 3
+    assert all(source["optional"] for source in sources)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "Ray" not in kind and kind != "shell"])
@@ -164,7 +183,7 @@ def test_no_password_no_volume() -> None:
 
 def test_a_seed_of_the_users_is_replaced() -> None:
     body = changed(pod(serve(env=[{"name": "PYTHONHASHSEED", "value": "0"}, {"name": "A", "value": "b"}])))
-    assert environment(target(body))["PYTHONHASHSEED"] == {"secretKeyRef": {"name": "demo-hash-seed", "key": "seed"}}
+    assert environment(target(body))["PYTHONHASHSEED"] == {"secretKeyRef": SEED}
     assert [one["name"] for one in target(body)["env"]][:2] == ["PYTHONHASHSEED", "A"]
 
 
