@@ -126,7 +126,7 @@ def test_a_pod_that_goes_is_told(quickstart: Kubectl) -> None:
     [
         ("configmap", "quickstart-connector", {"data": {"kvpool.yaml": "by: hand"}}, ("data", "kvpool.yaml")),
         ("configmap", "quickstart-store", {"data": None}, ("data", "redis.conf")),
-        ("deployment", "quickstart-engine", {"spec": {"replicas": 5}}, ("spec", "replicas")),
+        ("deployment", "quickstart-store", {"spec": {"replicas": 5}}, ("spec", "replicas")),
         ("service", "quickstart-store", {"spec": {"selector": {"kvpool.dev/pool": "x"}}}, ("spec", "selector")),
         ("configmap", "quickstart-connector", {"metadata": {"labels": None}}, ("metadata", "labels")),
     ],

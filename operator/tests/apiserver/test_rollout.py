@@ -102,6 +102,30 @@ def test_an_engine_has_the_configuration_in_its_pod(running: Kubectl) -> None:
     assert item["fieldRef"]["fieldPath"] == "metadata.annotations['kvpool.dev/kvpool.yaml']"
 
 
+def test_replicas_are_left_to_an_autoscaler(running: Kubectl, operator: Operator) -> None:
+    """The pool wants two; Kubernetes' autoscaler wants three, through the subresource scale."""
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "demo-engine"}
+    spec = {"scaleTargetRef": target, "minReplicas": 3, "maxReplicas": 5}
+    head = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler"}
+    running.apply({**head, "metadata": {"name": "demo"}, "spec": spec})
+
+    def replicas() -> int:
+        found: int = running.must_get("deployment", "demo-engine")["spec"]["replicas"]
+        return found
+
+    eventually(lambda: replicas() == 3, what="a third Pod")
+    running("delete", "horizontalpodautoscaler", "demo")
+    assert operator.stop() == 0
+    operator.start()
+    running.apply_pool("demo", {**SPEC, "tiers": {"cpu": {"size": "2Gi"}}})
+    running.await_condition("demo", "UpToDate", reason="UpToDate")
+    assert replicas() == 3
+    (engine,) = running.must_get("kvcachepool", "demo")["status"]["engines"]
+    assert engine["desired"] == 3
+    running.apply_pool("demo", {**SPEC, "engines": [{"replicas": 1}]})
+    eventually(lambda: replicas() == 1, what="the pool's own number")
+
+
 @pytest.fixture(scope="module")
 def classes(environment: dict[str, str]) -> Iterator[None]:
     """Two StorageClasses, of which one lets claims grow, and volumes for claims of each."""

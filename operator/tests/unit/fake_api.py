@@ -72,7 +72,7 @@ class ApiServer:
                 metadata = {
                     key: value
                     for key, value in body["metadata"].items()
-                    if key not in ("uid", "resourceVersion", "generation")
+                    if key not in ("uid", "resourceVersion", "generation", "managedFields")
                 }
                 made[path] = json.dumps({**content, "metadata": metadata}, sort_keys=True)
         return made
@@ -86,6 +86,8 @@ class ApiServer:
             "resourceVersion": str(version),
             "generation": version,
         }
+        if "managedFields" in known.get("metadata", {}):
+            metadata.setdefault("managedFields", known["metadata"]["managedFields"])
         stored = {**copy.deepcopy(body), "metadata": metadata}
         if "status" in known:
             stored.setdefault("status", known["status"])

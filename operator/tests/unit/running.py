@@ -81,6 +81,13 @@ class RunningPool:
         """Change a workload behind the operator's back."""
         self.server.put(kind, merged(self.server.get(kind, "team", name), patch))
 
+    def scale(self, name: str, replicas: int, manager: str = "kube-controller-manager") -> None:
+        """Do what an autoscaler does by the subresource ``scale``."""
+        fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
+        entry = {"manager": manager, "subresource": "scale", "fieldsV1": fields}
+        patch = {"metadata": {"managedFields": [entry]}, "spec": {"replicas": replicas}}
+        self.change(name, patch)
+
     def has_ready(self, name: str, ready: int, *, kind: Resource = DEPLOYMENT) -> None:
         """Say how many Pods of a workload are ready."""
         workload = self.server.get(kind, "team", name)

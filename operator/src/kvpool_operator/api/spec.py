@@ -88,7 +88,9 @@ class Engine(ApiModel):
     role: Role = Field(
         Role.BOTH, description="Prefill computes prompts, Decode answers; a router sends each request to both."
     )
-    replicas: int = Field(1, ge=0, le=1000, description="How many Pods.")
+    replicas: int = Field(
+        1, ge=0, le=1000, description="How many Pods, unless somebody else scales the workload, such as an autoscaler."
+    )
     gpus: int = Field(0, ge=0, le=16, description="GPUs per Pod; 0: vLLM's CPU build.")
     port: int = Field(8000, ge=1024, le=65535, description="Port of the OpenAI-compatible server and its Service.")
     image: str | None = Field(

@@ -18,6 +18,7 @@ from kvpool_operator.desired.names import ROLLOUT_ANNOTATION
 
 RESTARTED_AT = "kubectl.kubernetes.io/restartedAt"
 """Annotation of a Pod template that ``kubectl rollout restart`` writes."""
+_WORDS = ("template", "asked", "restarted", "replicas")
 _MOST_SPEC = 64 << 10
 """Characters of a spec that are kept. All annotations of an object together may have 256 KiB."""
 
@@ -32,12 +33,14 @@ class Record:
         spec: the pool's spec that they are for; None where it is not known.
         asked: the value of the pool's annotation that was last answered by a roll-out.
         restarted: when somebody restarted the workload, as far as that was answered.
+        replicas: the pool's own number of its Pods; empty where the spec leaves it open.
     """
 
     template: str
     spec: Mapping[str, Any] | None
     asked: str
     restarted: str
+    replicas: str
 
 
 def read(workload: Mapping[str, Any]) -> Record | None:
@@ -46,13 +49,13 @@ def read(workload: Mapping[str, Any]) -> Record | None:
     try:
         content = json.loads(annotations.get(ROLLOUT_ANNOTATION, ""))
         spec = content["spec"]
-        words = (content["template"], content["asked"], content["restarted"])
+        words = [content[key] for key in _WORDS]
     except (ValueError, TypeError, KeyError):
         return None
     if not all(isinstance(word, str) for word in words) or not isinstance(spec, dict | None):
         return None
-    template, asked, restarted = words
-    return Record(template, spec, asked, restarted)
+    template, asked, restarted, replicas = words
+    return Record(template, spec, asked, restarted, replicas)
 
 
 def with_record(manifest: Manifest, record: Record) -> Manifest:
@@ -65,6 +68,7 @@ def with_record(manifest: Manifest, record: Record) -> Manifest:
         "spec": spec,
         "asked": record.asked,
         "restarted": record.restarted,
+        "replicas": record.replicas,
     }
     metadata = manifest["metadata"]
     annotations = {**metadata.get("annotations", {}), ROLLOUT_ANNOTATION: _compact(content)}

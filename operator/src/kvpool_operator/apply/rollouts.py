@@ -17,7 +17,7 @@ from typing import Any
 from kvpool_connector.config import ConfigError
 from kvpool_operator.api import InvalidSpec, parse_spec
 from kvpool_operator.api.rollout import WaitReason, WaitsUntil
-from kvpool_operator.apply import claims, kept
+from kvpool_operator.apply import claims, kept, scaling
 from kvpool_operator.apply.children import WORKLOADS
 from kvpool_operator.apply.claims import Object
 from kvpool_operator.apply.compare import holds
@@ -65,6 +65,7 @@ class _Case:
     wanted: Manifest
     live: Mapping[str, Any]
     record: Record
+    replicas: str
     ask: str
     edited: bool
     asked: bool
@@ -123,9 +124,12 @@ class Rollouts:
             case = _case(pool, wanted, former, ask)
             may_be_made = await self._supersede(pool, case, live, rollout)
         if live is not None and not is_going(live):
-            await self._change(pool, _case(pool, wanted, live, ask), turn, rollout)
+            case = _case(pool, wanted, live, ask)
+            scaled = scaling.scaled(wanted, live, case.record, case.replicas)
+            await self._change(pool, dataclasses.replace(case, wanted=scaled), turn, rollout)
         elif may_be_made:
-            record = Record(template_digest(wanted), _dumped(pool), ask, "")
+            replicas = scaling.number_of(pool, wanted)
+            record = Record(template_digest(wanted), _dumped(pool), ask, "", replicas)
             rollout.manifests.append(with_record(wanted, record))
 
     async def _change(self, pool: Pool, case: _Case, turn: Turn, rollout: Rollout) -> None:
@@ -192,13 +196,15 @@ class Rollouts:
 
 def _case(pool: Pool, wanted: Manifest, live: Mapping[str, Any], ask: str) -> _Case:
     record = read(live)
+    replicas = scaling.number_of(pool, live)
     if record is None:
         # An operator without records made it: nothing says that the spec was edited since.
-        record = Record("", _dumped(pool), "", restarted_at(live))
+        record = Record("", _dumped(pool), "", restarted_at(live), replicas)
     return _Case(
         wanted=wanted,
         live=live,
         record=record,
+        replicas=replicas,
         ask=ask,
         edited=_edited(pool, wanted, live, record),
         asked=ask not in ("", record.asked),
@@ -248,7 +254,8 @@ def _change_of(pool: Pool, case: _Case, *, in_turn: bool) -> Change:
 
 def _rolled(pool: Pool, case: _Case) -> Manifest:
     """Return the wanted manifest: whatever was asked for is answered by it."""
-    record = Record(template_digest(case.wanted), _dumped(pool), case.ask, restarted_at(case.live))
+    restarted = restarted_at(case.live)
+    record = Record(template_digest(case.wanted), _dumped(pool), case.ask, restarted, case.replicas)
     return with_record(case.wanted, record)
 
 
@@ -261,7 +268,7 @@ def _kept(pool: Pool, case: _Case, until: WaitsUntil) -> Manifest:
     spec = case.record.spec if case.edited else _dumped(pool)
     is_paused = until is WaitsUntil.POLICY_CHANGED
     restarted = restarted_at(case.live) if is_paused else case.record.restarted
-    record = dataclasses.replace(case.record, spec=spec, restarted=restarted)
+    record = dataclasses.replace(case.record, spec=spec, restarted=restarted, replicas=case.replicas)
     manifest = kept.with_kept_pods(case.wanted, case.live)
     if until is WaitsUntil.CLAIMS_GROWN:
         manifest = kept.with_loose_claims(manifest)

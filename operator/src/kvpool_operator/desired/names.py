@@ -10,6 +10,8 @@ from kvpool_operator.desired.pool import Manifest, Pool
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "kvpool-operator"
+FIELD_MANAGER = "kvpool-operator"
+"""Under which name the API server notes the fields that this operator writes."""
 POOL_LABEL = f"{GROUP}/pool"
 ENGINE_LABEL = f"{GROUP}/engine"
 COMPONENT_LABEL = "app.kubernetes.io/component"

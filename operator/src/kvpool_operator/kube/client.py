@@ -15,9 +15,9 @@ import httpx2 as httpx
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 
+from kvpool_operator.desired.names import FIELD_MANAGER
 from kvpool_operator.kube.resources import NotAName, Resource
 
-FIELD_MANAGER = "kvpool-operator"
 _TIMEOUT = httpx.Timeout(10)
 _PAGE = 500
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvpool_operator.desired.names import POOL_LABEL, POOL_NAMESPACE_LABEL, POOL_UID_LABEL
+from kvpool_operator.desired.scaling import other_scalers
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -60,8 +61,11 @@ class Cache:
         known = self._objects.get(key)
         if version <= self._gone.get(key, (-1, None))[0] or (known is not None and version <= _version(known)):
             return False
-        # managedFields are half of an object and nobody here reads them.
+        # managedFields are half of an object. What is read of them is who else scales it.
         metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        scalers = other_scalers(body)
+        if scalers:
+            metadata["managedFields"] = scalers
         self._objects[key] = {**body, "metadata": metadata}
         self._gone.pop(key, None)
         return True

@@ -11,6 +11,7 @@ from kvpool_operator.api import Engine
 from kvpool_operator.api.consent import CREDENTIALS_LABEL
 from kvpool_operator.desired import Pool, engines, names, sizing, stores
 from kvpool_operator.desired.connectors import lmcache_mp
+from kvpool_operator.desired.scaling import wanted_replicas
 from kvpool_operator.desired.stores import Workload, etcd
 from kvpool_operator.status.observed import WITHHELD, Observed, StoreState
 
@@ -244,13 +245,19 @@ def engine_pods_are_ready(seen: Observed) -> Finding | None:
     if failing:
         return Finding("EnginePodsFailing", "; ".join(failing))
     counts = ", ".join(
-        f"{engine.name} {replica_counts(seen, names.engine(seen.pool, engine))[0]}/{engine.replicas}" for engine in late
+        f"{engine.name} {replica_counts(seen, names.engine(seen.pool, engine))[0]}/{wanted(seen, seen.pool, engine)}"
+        for engine in late
     )
     return Finding("EnginesStarting", f"Pods ready with the current configuration: {counts}")
 
 
 def _missing(seen: Observed, pool: Pool, engine: Engine) -> bool:
-    return replica_counts(seen, names.engine(pool, engine))[0] < engine.replicas
+    return replica_counts(seen, names.engine(pool, engine))[0] < wanted(seen, pool, engine)
+
+
+def wanted(seen: Observed, pool: Pool, engine: Engine) -> int:
+    """Return how many Pods an engine is to have."""
+    return wanted_replicas(engine, seen.workloads.get(names.engine(pool, engine)))
 
 
 def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:

@@ -188,11 +188,12 @@ def _facts(seen: Observed) -> dict[str, Any]:
 def _engine_counts(seen: Observed, pool: Pool) -> dict[str, Any]:
     """Return how many Pods of each engine are ready, and of all of them."""
     ready = [checks.replica_counts(seen, names.engine(pool, engine))[0] for engine in pool.spec.engines]
+    wanted = [checks.wanted(seen, pool, engine) for engine in pool.spec.engines]
     return {
-        "enginesReady": f"{sum(ready)}/{sum(engine.replicas for engine in pool.spec.engines)}",
+        "enginesReady": f"{sum(ready)}/{sum(wanted)}",
         "engines": [
-            {"name": engine.name, "ready": count, "desired": engine.replicas}
-            for engine, count in zip(pool.spec.engines, ready, strict=True)
+            {"name": engine.name, "ready": count, "desired": desired}
+            for engine, count, desired in zip(pool.spec.engines, ready, wanted, strict=True)
         ],
     }
 

@@ -15,9 +15,26 @@ def body(version: int, *, name: str = "a", pool: str = "demo", namespace: str = 
             "namespace": namespace,
             "resourceVersion": str(version),
             "labels": {"kvpool.dev/pool": pool},
-            "managedFields": [1],
+            "managedFields": [{"manager": "kvpool-operator"}],
         },
     }
+
+
+def test_of_managed_fields_only_who_else_scales_is_kept() -> None:
+    replicas: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
+    entries = [
+        {"manager": "kvpool-operator", "fieldsV1": replicas},
+        {"manager": "kube-controller-manager", "fieldsV1": {"f:status": {"f:replicas": {}}}},
+        {"manager": "kube-controller-manager", "subresource": "scale", "fieldsV1": replicas},
+    ]
+    cache = Cache()
+    for number, expected in enumerate((entries[2:], []), start=1):
+        one = body(number)
+        one["metadata"]["managedFields"] = entries if expected else entries[:2]
+        cache.put(one)
+        found = cache.get(KEY)
+        assert found is not None
+        assert found["metadata"].get("managedFields", []) == expected
 
 
 KEY = ("ConfigMap", "team", "a")

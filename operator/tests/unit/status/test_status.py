@@ -70,6 +70,18 @@ def test_a_healthy_pool(healthy: Observed) -> None:
     assert status["config"] == {"hash": "h1"}
 
 
+def test_an_autoscaler_says_how_many_pods_there_are_to_be(healthy: Observed) -> None:
+    scaled = deployment(6, 7, updated=7)
+    entry = {"manager": "kube-controller-manager", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    scaled["metadata"]["managedFields"] = [entry]
+    workloads = {**healthy.workloads, "demo-engine": scaled}
+    status = build_status(dataclasses.replace(healthy, workloads=workloads), {}, NOW)
+    assert status["engines"] == [{"name": "engine", "ready": 6, "desired": 7}]
+    assert status["enginesReady"] == "6/7"
+    found = conditions(dataclasses.replace(healthy, workloads=workloads))["EnginesReady"]
+    assert found["message"] == "Pods ready with the current configuration: engine 6/7"
+
+
 def test_an_engine_limit_below_its_tiers_shows_the_sum_and_the_fix(make_pool: MakePool, healthy: Observed) -> None:
     pool = make_pool({**SPEC, "engines": [{"replicas": 2, "resources": {"limits": {"memory": "4Gi"}}}]})
     found = conditions(dataclasses.replace(healthy, pool=pool))
