@@ -139,19 +139,15 @@ def test_a_claim_for_each_engine_is_made(kubectl: Kubectl) -> None:
     )
 
 
-def test_a_disk_of_another_size_replaces_the_stateful_set(kubectl: Kubectl) -> None:
-    """Its claim templates can't be changed, so it is made anew."""
+def test_a_disk_of_another_size_deletes_no_stateful_set(kubectl: Kubectl) -> None:
+    """A claim without a volume cannot grow. How others grow is seen in test_rollout.py."""
     kubectl("apply", "-f", str(EXAMPLES / "disk.yaml"))
-    eventually(lambda: kubectl.get("statefulset", "disk-engine"), what="the StatefulSet")
-    before = kubectl.must_get("statefulset", "disk-engine")
-    kubectl("patch", "kvp", "disk", "--type=merge", "-p", '{"spec":{"tiers":{"disk":{"size":"30Gi"}}}}')
-
-    def replaced() -> bool:
-        found = kubectl.get("statefulset", "disk-engine")
-        return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
-
-    eventually(replaced, what="another StatefulSet")
-    assert kubectl.condition("disk", "EnginesReady").get("reason") != "ApplyRefused"
+    eventually(lambda: len(kubectl.list("persistentvolumeclaims")) == 2, what="two claims")
+    before = kubectl.must_get("statefulset", "disk-engine")["metadata"]["uid"]
+    larger = '{"spec":{"tiers":{"disk":{"size":"30Gi"}}}}'
+    kubectl("patch", "kvp", "disk", "--type=merge", "-p", larger)
+    kubectl.await_condition("disk", "UpToDate", reason="ClaimCannotGrow")
+    assert kubectl.must_get("statefulset", "disk-engine")["metadata"]["uid"] == before
 
 
 def external(store: dict[str, Any]) -> dict[str, Any]:
