@@ -48,12 +48,20 @@ class Store:
         wait_until("it is in use", lambda: self.lets_in(password) and self.lets_in(former), PATIENCE_S, 0.1)
 
     def lets_in(self, password: str) -> bool:
-        """Whether an engine with this password gets in."""
-        with client.Redis(port=self.port, username=redis.USERNAME, password=password, retry=NO_RETRY) as engine:
-            try:
-                return bool(engine.ping())
-            except client.AuthenticationError:
-                return False
+        """Whether an engine with this password gets in.
+
+        Redis closes the connections of a user who changes, also one that says its password just then:
+        such an engine connects again.
+        """
+        for _ in range(2):
+            with client.Redis(port=self.port, username=redis.USERNAME, password=password, retry=NO_RETRY) as engine:
+                try:
+                    return bool(engine.ping())
+                except client.AuthenticationError:
+                    return False
+                except client.ConnectionError as error:
+                    closed = error
+        raise closed
 
     def answers_ping(self) -> bool:
         """Whether the Pod's probe says yes."""
