@@ -19,6 +19,7 @@ from kvpool_operator.api.pod_template import check_templates
 from kvpool_operator.api.rollout import ROLLOUT_NOW, WaitsUntil
 from kvpool_operator.apply.children import Children
 from kvpool_operator.apply.events import record
+from kvpool_operator.apply.owner import Owner, PoolGone
 from kvpool_operator.apply.rollouts import Rollouts
 from kvpool_operator.apply.secrets import SecretRefused, SecretValues
 from kvpool_operator.apply.status import write_status
@@ -150,6 +151,8 @@ class Reconciler:
             return None
         try:
             seen = await self._bring_about(key, body)
+        except PoolGone:
+            return None  # the watch tells of it, and then all that is known of the pool is forgotten
         except Exception:
             # A fault of the operator must not leave a status that says that all is well.
             await self._report(body, Observed(body["metadata"]["generation"], pool=None, fault=True))
@@ -177,17 +180,19 @@ class Reconciler:
         except InvalidSpec as error:
             seen = Observed(generation=body["metadata"]["generation"], pool=None, invalid=str(error))
             return await self._withdraw_unread(key, seen)
-        seen = await self._observe(key, body, spec)
+        metadata = body["metadata"]
+        owner = Owner(self._client, *key, metadata["uid"], is_new="status" not in body)
+        seen = await self._observe(key, body, spec, owner)
         planned = plan(seen)
         seen = planned.seen
         if planned.manifests is not None:
-            ask = str((body["metadata"].get("annotations") or {}).get(ROLLOUT_NOW, ""))
-            seen = await self._apply(key, planned.manifests, seen, ask)
+            ask = str((metadata.get("annotations") or {}).get(ROLLOUT_NOW, ""))
+            seen = await self._apply(key, owner, planned.manifests, seen, ask)
         elif seen.pool is not None and seen.consents_known:
             seen = await self._withdraw(key, seen.pool.shared_with, seen)
         return await self._observer.look(seen)
 
-    async def _observe(self, key: PoolKey, body: Mapping[str, Any], spec: KVCachePoolSpec) -> Observed:
+    async def _observe(self, key: PoolKey, body: Mapping[str, Any], spec: KVCachePoolSpec, owner: Owner) -> Observed:
         """All that the children depend on: the external store, consents, known children, and the pool's own Secrets."""
         metadata, calls = body["metadata"], _Calls()
         probe, (username, sentinel_username) = await self._observer.store_probe(key, spec)
@@ -202,7 +207,7 @@ class Reconciler:
         await calls.answer("reading the pool's objects", self._observer.refresh_children(key, consenting), None)
         refusals: tuple[Refusal, ...] = ()
         try:
-            filling = self._secrets.fill(pool, create=not spec.paused)
+            filling = self._secrets.fill(pool, owner, create=not spec.paused)
             pool = await calls.answer("reading or making the pool's Secrets", filling, pool)
         except SecretRefused as error:
             refusals = (error.refusal,)
@@ -218,14 +223,16 @@ class Reconciler:
             config_hash=_last_config_hash(body),
         )
 
-    async def _apply(self, key: PoolKey, manifests: Sequence[Manifest], seen: Observed, ask: str) -> Observed:
+    async def _apply(
+        self, key: PoolKey, owner: Owner, manifests: Sequence[Manifest], seen: Observed, ask: str
+    ) -> Observed:
         """Decide which workloads keep their Pods for now, and write the rest.
 
         Args:
             ask: the value of the pool's annotation that asks for all that waits.
         """
         assert seen.pool is not None  # noqa: S101  (plan looked)
-        owner, calls = seen.pool.uid, _Calls()
+        calls = _Calls()
         known = await calls.answer("reading the pool's workloads", self._children.workloads(manifests), None)
         if known is None:
             return dataclasses.replace(seen, unanswered=tuple(calls.unanswered))
@@ -236,7 +243,9 @@ class Reconciler:
         if rollout is None:
             return dataclasses.replace(seen, unanswered=tuple(calls.unanswered))
         refusals, unanswered = await self._children.apply(rollout.manifests, owner=owner, known=known)
-        pruning = self._children.prune(self._observer.children(key), rollout.manifests, owner=owner, kept=rollout.kept)
+        pruning = self._children.prune(
+            self._observer.children(key), rollout.manifests, owner=owner.uid, kept=rollout.kept
+        )
         await calls.answer("deleting what is no longer wanted", pruning, None)
         return dataclasses.replace(
             seen,

@@ -63,6 +63,11 @@ class RunningPool:
         """Delete the pool, as its user."""
         del self.server.objects[POOL.object_path("team", "demo")]
 
+    def lose_children(self) -> None:
+        """Do what Kubernetes' garbage collector does once a pool is deleted."""
+        for path in self.server.children():
+            del self.server.objects[path]
+
     def events(self) -> list[dict[str, Any]]:
         """Return all Events."""
         return [body for path, body in self.server.objects.items() if "/events/" in path]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import httpx2 as httpx
+
 from kvpool_operator.kube import POOL
 from kvpool_operator.status.observed import Consumer
 
@@ -37,3 +39,23 @@ def test_a_pool_without_users_goes_silently() -> None:
     pool.delete()
     pool.reconcile()
     assert pool.events() == []
+
+
+def test_a_pool_that_is_deleted_while_it_is_reconciled_is_not_brought_back() -> None:
+    """Kubernetes deletes the children behind it, and the watches of their kinds are the first to tell."""
+    pool = RunningPool(SPEC)
+    assert pool.server.children()
+    gone = POOL.object_path("team", "demo")
+
+    def deleted_when_read(number: int, request: httpx.Request) -> httpx.Response | None:
+        if request.url.path != gone or gone not in pool.server.objects:
+            return None
+        answer = httpx.Response(200, json=pool.server.objects[gone])
+        pool.lose_children()
+        pool.delete()
+        return answer
+
+    pool.server.fault = deleted_when_read
+    pool.reconcile()
+    assert gone not in pool.server.objects
+    assert pool.server.children() == {}

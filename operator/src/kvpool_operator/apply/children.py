@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from kvpool_operator.apply.compare import HASH_ANNOTATION, holds, sign
+from kvpool_operator.apply.owner import Owner
 from kvpool_operator.desired import Manifest
 from kvpool_operator.desired.files import digest
 from kvpool_operator.desired.names import COMPONENT_LABEL
@@ -50,7 +51,7 @@ class Children:
         self,
         manifests: Sequence[Manifest],
         *,
-        owner: str,
+        owner: Owner,
         known: Mapping[Key, Mapping[str, Any] | None],
     ) -> tuple[tuple[Refusal, ...], tuple[Unanswered, ...]]:
         """Write those that differ, in order. One that can't be written doesn't keep the others from being written, unless the
@@ -61,6 +62,9 @@ class Children:
 
         Returns:
             what was refused, and what the API server did not do although it may do it the next time.
+
+        Raises:
+            PoolGone: the pool was deleted meanwhile.
         """
         refusals: list[Refusal] = []
         unanswered: list[Unanswered] = []
@@ -114,16 +118,18 @@ class Children:
             if error.status != 409:  # somebody made a namesake: not ours to delete
                 raise
 
-    async def _apply_one(self, wanted: Manifest, owner: str, known: Mapping[Key, Mapping[str, Any] | None]) -> None:
+    async def _apply_one(self, wanted: Manifest, owner: Owner, known: Mapping[Key, Mapping[str, Any] | None]) -> None:
         key = key_of(wanted)
         live = self._cache.get(key)
         if live is None:
             live = known[key] if key in known else await self._read(wanted)
         if live is not None:
-            if owner_uid(live) != owner and not (is_copy(live) and pool_of(live) == pool_of(wanted)):
+            if owner_uid(live) != owner.uid and not (is_copy(live) and pool_of(live) == pool_of(wanted)):
                 raise Refused(status=409, message=taken(live))
             if is_going(live) or self._is_as_wanted(live, wanted):
                 return
+        else:
+            await owner.confirm()
         answer = await self._write(wanted, live)
         self._accepted[answer["metadata"]["uid"]] = _memory(answer, wanted)
         self._cache.put(answer)

@@ -17,6 +17,7 @@ from typing import Any
 
 from kvpool_operator.apply.children import taken
 from kvpool_operator.apply.compare import sign
+from kvpool_operator.apply.owner import Owner
 from kvpool_operator.desired import Manifest, Material, Pool, names, seed
 from kvpool_operator.desired.names import COMPONENT_LABEL
 from kvpool_operator.desired.stores import redis, sentinel
@@ -49,7 +50,7 @@ class SecretValues:
         self._client = client
         self._cache = cache
 
-    async def fill(self, pool: Pool, *, create: bool) -> Pool:
+    async def fill(self, pool: Pool, owner: Owner, *, create: bool) -> Pool:
         """The pool with its random values.
 
         Args:
@@ -57,11 +58,13 @@ class SecretValues:
 
         Raises:
             SecretRefused: one that is missing must not be made, or somebody else's has its name.
+            PoolGone: the pool was deleted meanwhile.
             ApiError: the API server did not answer.
         """
         if pool.spec.uses_sentinels:
             group_password, group_uid = await self._value(
                 pool,
+                owner,
                 names.group_auth(pool),
                 redis.PASSWORD_KEY,
                 new_password,
@@ -72,12 +75,18 @@ class SecretValues:
         password, password_uid = "", ""
         if pool.spec.managed_redis is not None:
             password, password_uid = await self._value(
-                pool, names.store_auth(pool), redis.PASSWORD_KEY, new_password, redis.build_auth_secret, create=create
+                pool,
+                owner,
+                names.store_auth(pool),
+                redis.PASSWORD_KEY,
+                new_password,
+                redis.build_auth_secret,
+                create=create,
             )
             users = await self._users(pool)
             pool = _with(pool, former_digest=redis.former_digest(users, password))
         hash_seed, seed_uid = await self._value(
-            pool, names.hash_seed(pool), seed.KEY, new_hash_seed, seed.build_secret, create=create
+            pool, owner, names.hash_seed(pool), seed.KEY, new_hash_seed, seed.build_secret, create=create
         )
         return _with(
             pool,
@@ -90,6 +99,7 @@ class SecretValues:
     async def _value(
         self,
         pool: Pool,
+        owner: Owner,
         name: str,
         key: str,
         new: Callable[[], str],
@@ -105,6 +115,7 @@ class SecretValues:
         if secret is None:
             if not create:
                 return "", ""
+            await owner.confirm()
             value = new()
             manifest = build(_with(pool, store_password=value, hash_seed=value, group_password=value))
             assert manifest is not None  # noqa: S101  (the caller asks only for what the pool has)
