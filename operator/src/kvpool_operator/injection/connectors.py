@@ -90,7 +90,9 @@ def refuse_text(name: str, policy: ConflictPolicy) -> None:
 
 def _multi(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """vLLM loads from the first connector that has something, so ours, which asks a store, comes first."""
-    inner = children(existing) or [dict(existing)]
+    # vLLM 0.32 hands its engine's id down to the children, and starts with none that names one itself.
+    alone = {key: value for key, value in existing.items() if key != "engine_id"}
+    inner = children(existing) or [alone]
     return {
         "kv_connector": MULTI,
         "kv_role": existing.get("kv_role", "kv_both"),

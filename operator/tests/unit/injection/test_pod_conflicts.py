@@ -43,6 +43,16 @@ def test_multi_puts_ours_first(form: str) -> None:
     assert config["kv_load_failure_policy"] == "recompute"
 
 
+def test_multi_leaves_the_engines_id_to_the_engine() -> None:
+    """vLLM hands it down, and does not start with a child that names one itself."""
+    flag = ["--kv-transfer-config", json.dumps({**NIXL, "engine_id": "e1"})]
+    after = target(changed(pod(serve(*flag)), conflict_policy=ConflictPolicy.MULTI))
+    config = structured(after["args"], "--kv-transfer-config")
+    assert config is not None
+    assert config["engine_id"] == "e1"
+    assert config["kv_connector_extra_config"]["connectors"] == [KV_TRANSFER, NIXL]
+
+
 def test_multi_joins_a_multi_connector() -> None:
     existing = {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [NIXL, LMCACHE]}}
     flag = ["--kv-transfer-config", json.dumps(existing)]
