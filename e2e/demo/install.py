@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from e2e.cluster.provider import IMAGE_NAMES, Access, ImageSources, choose
 from e2e.cluster.volumes import HostFolder, host_folder_manifests, pod_volumes, render
 from e2e.demo import CLUSTER
 from e2e.demo.stage import ENGINE_ARGUMENTS
+from kvpool_operator.api.rollout import ROLLOUT_NOW
 from kvpool_operator.desired.podpatch import merge
 from testkit.engine import MODEL, MODEL_NAME, ROOT, ensure_model, environment
 from testkit.host import Dtype, chosen_dtype
@@ -68,6 +70,9 @@ def install(say: Callable[[str], None], dtype: Dtype) -> Kubectl:
     kubectl = run_operator(say, dtype=dtype)
     kubectl("apply", "-n", NAMESPACE, "-f", str(QUICKSTART))
     say(f"applied {QUICKSTART.relative_to(ROOT)}")
+    # Engines of an earlier demo keep their number type and their connector until somebody asks.
+    ask = f"{ROLLOUT_NOW}={time.time_ns()}"
+    kubectl("annotate", "-n", NAMESPACE, "-f", str(QUICKSTART), "--overwrite", ask)
     return kubectl
 
 
