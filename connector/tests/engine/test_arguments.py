@@ -197,6 +197,18 @@ def test_a_vllm_that_builds_configurations_elsewhere(monkeypatch: pytest.MonkeyP
     assert "create_engine_config" in reason
 
 
+def test_arguments_of_another_vllm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lacks an argument starts without kvpool."""
+
+    def lacking(given: EngineArgs) -> Given:
+        raise AttributeError("'EngineArgs' object has no attribute 'kv_offloading_size'")
+
+    monkeypatch.setattr(arguments, "given_by", lacking)
+    monkeypatch.setenv("KVPOOL_ON_FAILURE", "continue")
+    assert completed(model).kv_transfer_config is None
+    assert list(states()) == [("disabled", "'EngineArgs' object has no attribute 'kv_offloading_size'")]
+
+
 def test_a_reason_is_one_short_line() -> None:
     assert short("one\ntwo") == "one"
     assert short("") == "no reason given"

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvpool_connector import config as kvpool_config
-from kvpool_connector.config import ConfigError
 from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import engine_state, failure, guard
 from kvpool_connector.vllm.choice import (
@@ -72,7 +71,7 @@ def built(arguments: EngineArgs, build: Build, environ: Mapping[str, str] = os.e
         choice = choose(given_by(arguments), policy(environ.get(ENV_POLICY)))
     except Conflict:
         raise
-    except ConfigError as error:
+    except Exception as error:  # a configuration that is wrong, or arguments of another vLLM
         if not failure.continues({}, environ):
             raise
         choice = Choice(State.DISABLED, str(error))
@@ -110,9 +109,9 @@ def _with_ours(arguments: EngineArgs, build: Build, choice: Choice, environ: Map
 
     assert choice.transfer is not None
     former = dict(vars(arguments))
-    arguments.kv_transfer_config = KVTransferConfig(**choice.transfer)
-    arguments.prefix_caching_hash_algo = HASH_ALGORITHM
     try:
+        arguments.kv_transfer_config = KVTransferConfig(**choice.transfer)
+        arguments.prefix_caching_hash_algo = HASH_ALGORITHM
         complete = build()
     except Exception as error:
         if not failure.continues({}, environ):

@@ -24,7 +24,7 @@ from kvpool_connector.log import get_logger
 from kvpool_connector.names import CONNECTOR, CONNECTOR_MODULE, ENV_CONFIG_FILE
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import KVTransferConfig, VllmConfig
 
 logger = get_logger(__name__)
 
@@ -62,7 +62,7 @@ def _guarded() -> None:
     @functools.wraps(complete)
     def watched(self: VllmConfig, *args: Any, **kwargs: Any) -> None:
         transfer = self.kv_transfer_config
-        if transfer is None or not transfer.has_connector(CONNECTOR):
+        if transfer is None or not _has_ours(transfer):
             complete(self, *args, **kwargs)
             return
         _known_by_name()
@@ -72,6 +72,13 @@ def _guarded() -> None:
 
     watched.kvpool = True  # type: ignore[attr-defined]
     VllmConfig.__post_init__ = watched  # type: ignore[method-assign]
+
+
+def _has_ours(transfer: KVTransferConfig) -> bool:
+    """Return whether kvpool is configured, alone or in a `MultiConnector`, with what every vLLM has."""
+    inner = (transfer.kv_connector_extra_config or {}).get("connectors")
+    names = [one.get("kv_connector") for one in inner if isinstance(one, dict)] if isinstance(inner, list) else []
+    return CONNECTOR in (transfer.kv_connector, *names)
 
 
 def _switched_on() -> None:
