@@ -140,6 +140,43 @@ def test_an_engine_that_vllm_refuses_with_any_connector(tmp_path: Path, monkeypa
     assert "encoder-decoder" in reason
 
 
+def test_one_that_names_kvpool_and_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of it is told as for any other."""
+    monkeypatch.setenv("KVPOOL_ON_FAILURE", "continue")
+    speech = written(tmp_path, WhisperConfig(), "WhisperForConditionalGeneration")
+    own = KVTransferConfig(
+        kv_connector="KVPoolConnector", kv_connector_module_path="kvpool_connector.vllm", kv_role="kv_both"
+    )
+    assert completed(speech, kv_transfer_config=own).kv_transfer_config is None
+    assert [state for state, _ in states()] == ["disabled"]
+
+
+def test_a_wrong_file_is_nothing_to_an_engine_that_leaves_kvpool_out(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "kvpool.yaml").write_text("version: 1\ntiers: {cpu: {sise: 1Gi}}\n")
+    given = KVTransferConfig(
+        kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config={"cpu_bytes_to_use": 1 << 26}
+    )
+    assert completed(model, kv_transfer_config=given).kv_transfer_config is given
+    assert [state for state, _ in states()] == ["skipped"]
+
+
+def test_a_refusal_of_pydantics_is_told_in_its_words(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a count of errors, and without the arguments in it."""
+
+    def wrong(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
+        if self.kv_transfer_config is not None:
+            KVTransferConfig(kv_connector="a", kv_role="kv_both", kv_port="no port")  # type: ignore[arg-type]
+        return build(self, *args, **kwargs)
+
+    monkeypatch.setenv("KVPOOL_ON_FAILURE", "continue")
+    monkeypatch.setattr(EngineArgs, "create_engine_config", wrong)
+    arguments.watch(EngineArgs)
+    assert completed(model).kv_transfer_config is None
+    ((_, reason),) = states()
+    assert "valid integer" in reason
+    assert "validation error" not in reason
+
+
 def refuses(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
     """Stands for a vLLM that refuses each configuration with a connector, for a reason that nobody foresaw, after it has
     changed the arguments."""

@@ -17,8 +17,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from kvpool_connector import config as kvpool_config
-from kvpool_connector.log import get_logger
 from kvpool_connector.vllm import engine_state, failure, guard
 from kvpool_connector.vllm.choice import (
     ENV_POLICY,
@@ -34,8 +35,6 @@ from kvpool_connector.vllm.choice import (
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig, VllmConfig
     from vllm.engine.arg_utils import EngineArgs
-
-logger = get_logger(__name__)
 
 Build = Callable[[], "VllmConfig"]
 
@@ -67,8 +66,9 @@ def built(arguments: EngineArgs, build: Build, environ: Mapping[str, str] = os.e
         Exception: what vLLM raises without kvpool, or with it where ``on_failure`` is "stop".
     """
     try:
-        kvpool_config.load({}, environ)
         choice = choose(given_by(arguments), policy(environ.get(ENV_POLICY)))
+        if choice.transfer is not None:  # else another connector's configuration counts, or none
+            kvpool_config.load({}, environ)
     except Conflict:
         raise
     except Exception as error:  # a configuration that is wrong, or arguments of another vLLM
@@ -77,7 +77,7 @@ def built(arguments: EngineArgs, build: Build, environ: Mapping[str, str] = os.e
         choice = Choice(State.DISABLED, str(error))
     if choice.transfer is None:
         complete = build()
-        engine_state.tell(choice.state, choice.reason)
+        _tell(choice, complete, environ)
         return complete
     return _with_ours(arguments, build, choice, environ)
 
@@ -119,10 +119,23 @@ def _with_ours(arguments: EngineArgs, build: Build, choice: Choice, environ: Map
         vars(arguments).clear()
         vars(arguments).update(former)
         complete = build()
-        engine_state.tell(State.DISABLED, f"vLLM refuses this engine with kvpool: {error}")
+        engine_state.tell(State.DISABLED, f"vLLM refuses this engine with kvpool: {_message(error)}")
         return complete
-    if complete.kv_transfer_config is None:
+    _tell(choice, complete, environ)
+    return complete
+
+
+def _tell(choice: Choice, complete: VllmConfig, environ: Mapping[str, str]) -> None:
+    """Tell what became of kvpool. It was taken out again where vLLM runs no connector; see
+    :mod:`kvpool_connector.vllm.guard`."""
+    if choice.state is State.ACTIVE and complete.kv_transfer_config is None:
         engine_state.tell(State.DISABLED, "; ".join(guard.refusals(complete, environ)))
     else:
         engine_state.tell(choice.state, choice.reason)
-    return complete
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says. The text of pydantic's begins with a count and holds all arguments."""
+    if isinstance(error, ValidationError):
+        return "; ".join(str(one["msg"]) for one in error.errors(include_context=False))
+    return str(error)

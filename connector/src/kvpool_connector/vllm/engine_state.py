@@ -35,10 +35,13 @@ def _gauge() -> Gauge:
 def tell(state: State, reason: str) -> None:
     """Log a state and set the gauge. A process may build several configurations: the last one counts."""
     level = logger.info if state is State.ACTIVE else logger.warning
-    level("kvpool is %s in this engine: %s", state, reason)
+    said = short(reason)
+    level("kvpool is %s in this engine: %s", state, said)
     gauge = _gauge()
-    gauge.clear()
-    gauge.labels(state=state.value, reason=short(reason)).set(1)
+    # Not removed but 0: the client's files for several processes keep every label.
+    for former in [sample.labels for metric in gauge.collect() for sample in metric.samples]:
+        gauge.labels(**former).set(0)
+    gauge.labels(state=state.value, reason=said).set(1)
 
 
 def short(reason: str) -> str:

@@ -263,10 +263,12 @@ def wanted(seen: Observed, pool: Pool, engine: Engine) -> int:
 def replica_counts(seen: Observed, workload: str) -> tuple[int, int]:
     """Pods that are ready with the current template, and Pods wanted.
 
-    A workload's status may be about an older spec; then nothing of it counts, or a rollout would look finished before
-    it began. A StatefulSet whose roll-out has ended says so. While one goes on, the status does not
-    say of which template the ready Pods are. So all older Pods count as ready, and what is returned is
-    the least number of new ones that can be.
+    A workload's status may be about an older spec; then nothing of it counts, or a roll-out would
+    look finished before it began. A StatefulSet whose roll-out has ended says so. One that was just
+    put in the place of another says it as well, so its Pods count although they are yet to be
+    replaced. While a roll-out goes on, the status does not say of which template the ready Pods are.
+    So all older Pods count as ready, and what is returned is the least number of new ones that can
+    be.
     """
     body = seen.workloads.get(workload, {})
     wanted = int(body.get("spec", {}).get("replicas", 0))
