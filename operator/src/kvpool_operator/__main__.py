@@ -22,14 +22,18 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from kvpool_operator.api import API_VERSION, PLURAL, Settings
-from kvpool_operator.handlers import health, scan, watches
+from kvpool_operator.handlers import engine_looks, health, scan, watches
+from kvpool_operator.handlers.engine_looks import EngineLooks
 from kvpool_operator.handlers.health import Readiness
 from kvpool_operator.handlers.queue import WorkQueue
 from kvpool_operator.handlers.turns import Turns
 from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.kube import ApiError, Client, connect
+from kvpool_operator.observe import engine_metrics
+from kvpool_operator.observe.api_servers import ApiServers
 from kvpool_operator.observe.cache import Cache
-from kvpool_operator.observe.consumers import Consumers
+from kvpool_operator.observe.consumers import Consumers, PodKey
+from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
@@ -89,6 +93,10 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
     queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
     reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
     workers = Workers(queue, reconciler.reconcile, count=settings.workers)
+    engines: WorkQueue[PodKey] = WorkQueue(clock=time.monotonic, random=random.random)
+    dial = Dialer(settings.probes, ApiServers(client, time.monotonic).hosts)
+    looks = EngineLooks(consumers, partial(engine_metrics.ask, dial=dial), workers.add)
+    lookers = Workers(engines, looks.look, count=engine_looks.AT_A_TIME)
     admission = Admission(pools, cache, parents, settings)
     watching = asyncio.Event()
     filled = asyncio.Event()
@@ -105,7 +113,12 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
             await wait_for_crd(client, stop)
             informer = kopf.operator(
                 registry=watches.registry(
-                    cache, pools, consumers, workers.add, partial(workers.add, after=_BURST_SECONDS)
+                    cache,
+                    pools,
+                    consumers,
+                    workers.add,
+                    partial(workers.add, after=_BURST_SECONDS),
+                    lookers.add,
                 ),
                 settings=watches.kopf_settings(),
                 clusterwide=not settings.watch_namespaces,
@@ -117,6 +130,7 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
             parts = [
                 informer,
                 workers.run(),
+                lookers.run(),
                 turns.watch(),
                 _fill(fill, workers.add, filled, partial(readiness.done, _CACHES)),
                 scan.run(client, consumers, parents, settings, workers.add, partial(readiness.done, _CONSUMERS)),

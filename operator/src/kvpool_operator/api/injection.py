@@ -69,8 +69,9 @@ class ConsumerStatus(ApiModel):
     workload: str = Field("", max_length=320, description="Kind and name of what made the Pod, such as Deployment web.")
     state: str = Field(
         max_length=32,
-        description="Injected (changed at its creation, and its container is ready), Written (changed, and not seen to "
-        "use the pool yet), Failing (changed, and its container crashes), Outdated (changed for an older configuration), "
-        "Skipped or Missed (never seen).",
+        description="Active (its engine says that it has the cache), Injected (changed at its creation, and its container is "
+        "ready), Written (changed, and not seen ready), Failing (changed, and its container crashes), Disabled (its engine "
+        "could not start with the cache), Outdated (changed for an older configuration), Skipped (left alone, for a reason) "
+        "or Missed (never seen).",
     )
-    reason: str = Field("", max_length=1024, description="Why it is not Injected, and what to do.")
+    reason: str = Field("", max_length=1024, description="Why it is not Active, and what to do.")

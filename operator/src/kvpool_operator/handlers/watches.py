@@ -13,7 +13,7 @@ from kvpool_operator.desired.names import MANAGED_BY, MANAGED_BY_LABEL
 from kvpool_operator.injection.names import CONSUMER
 from kvpool_operator.kube import CHILD_KINDS, POD
 from kvpool_operator.observe.cache import Cache, pool_of
-from kvpool_operator.observe.consumers import Consumers
+from kvpool_operator.observe.consumers import Consumers, PodKey
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.pools import Pools
 
@@ -24,11 +24,13 @@ def registry(
     consumers: Consumers,
     add: Callable[[PoolKey], None],
     add_later: Callable[[PoolKey], None],
+    add_engine: Callable[[PodKey], None],
 ) -> kopf.OperatorRegistry:
     """All handlers, bound to these caches and this queue.
 
     Args:
         add_later: for what comes in bursts and is in no hurry: a Deployment of others that scales.
+        add_engine: takes Pods whose engine was not heard yet.
     """
     handlers = kopf.OperatorRegistry()
 
@@ -51,6 +53,9 @@ def registry(
         body: dict[str, Any] = dict(event["object"])
         for key in consumers.drop(body) if event["type"] == "DELETED" else consumers.put(body):
             add_later(key)
+        where = str(body["metadata"]["namespace"]), str(body["metadata"]["name"])
+        if consumers.unheard(where) is not None:
+            add_engine(where)
 
     async def child_changed(event: kopf.RawEvent, **_: Any) -> None:
         body: dict[str, Any] = dict(event["object"])

@@ -13,12 +13,13 @@ from typing import Any
 
 from kvpool_operator.injection import names
 from kvpool_operator.kube import POD, ApiError, Client
+from kvpool_operator.observe.engine_address import address_of
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
-from kvpool_operator.status.observed import Consumer, Seen
+from kvpool_operator.status.observed import Consumer, EngineAddress, EngineSays, Seen
 
 _log = logging.getLogger(__name__)
-_Pod = tuple[str, str]
+PodKey = tuple[str, str]
 """Namespace and name."""
 
 
@@ -48,7 +49,14 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         workload=names.workload(pod),
         seen=seen,
         crash=crash,
+        address=_engine_address(pod) if seen is Seen.READY else None,
     )
+
+
+def _engine_address(pod: Mapping[str, Any]) -> EngineAddress | None:
+    changed = (one for one in pod.get("spec", {}).get("containers", ()) if _is_changed(one))
+    container = next(changed, None)
+    return None if container is None else address_of(pod, container)
 
 
 def _seen(pod: Mapping[str, Any]) -> tuple[Seen, str]:
@@ -93,8 +101,8 @@ class Consumers:
     """The newest known state of each such Pod. One event loop, no locks."""
 
     def __init__(self) -> None:
-        self._pods: dict[_Pod, Consumer] = {}
-        self._touched: set[_Pod] = set()
+        self._pods: dict[PodKey, Consumer] = {}
+        self._touched: set[PodKey] = set()
         """Shown by the watch since the present list began, which may not have them or have them still."""
 
     def put(self, pod: Mapping[str, Any]) -> set[PoolKey]:
@@ -108,8 +116,23 @@ class Consumers:
         if now is None:
             self._pods.pop(where, None)
         else:
+            if known is not None and known.address == now.address:
+                now = dataclasses.replace(now, says=known.says)
             self._pods[where] = now
-        return _pools_of(known, now) if _says(known) != _says(now) else set()
+        return _pools_of(known, now) if _news(known) != _news(now) else set()
+
+    def unheard(self, where: PodKey) -> EngineAddress | None:
+        """Return where the engine of a Pod is to be asked; None: nowhere, or it was heard already."""
+        one = self._pods.get(where)
+        return None if one is None or one.says is not None or not one.mark else one.address
+
+    def heard(self, where: PodKey, address: EngineAddress, says: EngineSays) -> set[PoolKey]:
+        """Take over what the engine at this address said; returns the pools for which that is news."""
+        one = self._pods.get(where)
+        if one is None or one.address != address or one.says == says:
+            return set()
+        self._pods[where] = dataclasses.replace(one, says=says)
+        return {one.pool}
 
     def drop(self, pod: Mapping[str, Any]) -> set[PoolKey]:
         where = pod["metadata"]["namespace"], pod["metadata"]["name"]
@@ -120,7 +143,7 @@ class Consumers:
         """A list of all Pods is asked for now."""
         self._touched.clear()
 
-    def replace(self, listed: Iterable[Consumer], unclear: Set[_Pod] = frozenset()) -> set[PoolKey]:
+    def replace(self, listed: Iterable[Consumer], unclear: Set[PodKey] = frozenset()) -> set[PoolKey]:
         """Take over what that list showed.
 
         Args:
@@ -138,7 +161,7 @@ class Consumers:
         }
         self._pods |= {where: one for where, one in before.items() if where in kept}
         changed = {
-            where for where in before.keys() | self._pods if _says(before.get(where)) != _says(self._pods.get(where))
+            where for where in before.keys() | self._pods if _news(before.get(where)) != _news(self._pods.get(where))
         }
         return {key for where in changed for key in _pools_of(before.get(where), self._pods.get(where))}
 
@@ -146,20 +169,25 @@ class Consumers:
         return tuple(one for one in self._pods.values() if one.pool == pool)
 
 
-def _says(one: Consumer | None) -> tuple[object, ...]:
-    return () if one is None else (one.pool, one.mark, one.skip, one.seen, one.crash)
+def _news(one: Consumer | None) -> tuple[object, ...]:
+    """Return what a pool's status says of a Pod."""
+    return () if one is None else (one.pool, one.mark, one.skip, one.seen, one.crash, one.says)
 
 
 def _with_containers_of(known: Consumer | None, listed: Consumer) -> Consumer:
     """Return what a list showed, with what the watch showed of the containers: the list is of metadata alone."""
-    return listed if known is None else dataclasses.replace(listed, seen=known.seen, crash=known.crash)
+    if known is None:
+        return listed
+    return dataclasses.replace(listed, seen=known.seen, crash=known.crash, address=known.address, says=known.says)
 
 
 def _pools_of(*ones: Consumer | None) -> set[PoolKey]:
     return {one.pool for one in ones if one is not None}
 
 
-async def scan(client: Client, parents: Parents, namespaces: tuple[str, ...]) -> tuple[list[Consumer], frozenset[_Pod]]:
+async def scan(
+    client: Client, parents: Parents, namespaces: tuple[str, ...]
+) -> tuple[list[Consumer], frozenset[PodKey]]:
     """Look at every Pod.
 
     Returns:

@@ -64,6 +64,16 @@ class Dialer:
                 with suppress(OSError):
                     await writer.wait_closed()
 
+    async def refuses(self, address: str) -> bool:
+        """Return whether an address is one that the operator does not ask.
+
+        Raises:
+            ApiError: nobody told the addresses of API servers.
+        """
+        api_servers = await self._api_servers() if self._probes.refuse_api_server else ()
+        async with self._slots:
+            return self._is_refused(_plain(address), await self._resolved(api_servers))
+
     async def _addresses(self, host: str, port: int) -> list[str]:
         return await asyncio.get_running_loop().run_in_executor(self._resolvers, _addresses, host, port)
 

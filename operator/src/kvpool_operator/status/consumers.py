@@ -11,7 +11,14 @@ from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import grants
 from kvpool_operator.status.checks import Finding, refused
-from kvpool_operator.status.observed import WITHHELD, Consumer, Observed, Seen
+from kvpool_operator.status.observed import (
+    WITHHELD,
+    Consumer,
+    EngineSays,
+    EngineState,
+    Observed,
+    Seen,
+)
 
 _NAMED = 3
 _REASON = 1024
@@ -22,22 +29,26 @@ class State(enum.StrEnum):
 
     FAILING = "Failing"
     """When it was changed, and the changed container is not ready and ended with an error before."""
+    DISABLED = "Disabled"
+    """When it was changed, and its engine says that it could not start with the cache."""
     MISSED = "Missed"
     """When it names the pool and was never seen by the webhook."""
     SKIPPED = "Skipped"
-    """When it was left as it is, for a reason."""
+    """When it was left as it is, for a reason, or its engine says that it leaves the cache alone."""
     OUTDATED = "Outdated"
     """When it was changed for an older configuration of the pool."""
     WRITTEN = "Written"
     """When it was changed, and nothing shows yet that its vLLM took the connector."""
     INJECTED = "Injected"
-    """When it was changed, and the changed container is ready."""
+    """When it was changed, and the changed container is ready; nothing was heard of its engine."""
+    ACTIVE = "Active"
+    """When its engine says that it has the cache."""
 
 
 _MISSED = "nothing was injected, since the webhook was off or did not answer when the Pod was created: restart the Pod"
 _OUTDATED = "was made for an older configuration of the pool: restart the Pod when it suits"
 _STATES = {
-    Seen.READY: (State.INJECTED, ""),
+    Seen.READY: (State.INJECTED, "its container is ready; its engine has not said that it has the cache"),
     Seen.NOT_READY: (State.WRITTEN, "changed at its creation; its container was not seen ready yet"),
     Seen.RAY: (
         State.WRITTEN,
@@ -45,6 +56,10 @@ _STATES = {
         "not seen",
     ),
 }
+_NO_CONNECTOR = (
+    "its engine answers and knows nothing of kvpool: its image has no connector, or VLLM_PLUGINS keeps "
+    "vLLM from loading it"
+)
 _ADVICE = {
     Delivery.IMAGE: "see its log. The image has no connector? Set spec.injection.delivery: InitContainer, or remove the "
     "annotation kvpool.dev/pool, and restart the Pod",
@@ -70,9 +85,24 @@ def judge(consumer: Consumer, config_hash: str, delivery: Delivery) -> tuple[Sta
         return State.MISSED, _MISSED
     if consumer.seen is Seen.CRASHED:
         return State.FAILING, f"{consumer.crash}; {_ADVICE[delivery]}"[:_REASON]
+    heard = None if consumer.says is None else _heard(consumer.says)
+    if heard is not None and heard[0] is not State.ACTIVE:
+        return heard
     pool, _, seen_hash = consumer.mark.partition("@")
     is_old = pool != "/".join(consumer.pool) or (config_hash and seen_hash and seen_hash != config_hash)
-    return (State.OUTDATED, _OUTDATED) if is_old else _STATES[consumer.seen]
+    if is_old:
+        return State.OUTDATED, _OUTDATED
+    return heard or _STATES[consumer.seen]
+
+
+def _heard(says: EngineSays) -> tuple[State, str]:
+    """Return what an engine's own word makes of its Pod."""
+    if says.state is EngineState.ACTIVE:
+        return State.ACTIVE, says.reason
+    if says.state is EngineState.ABSENT:
+        return State.DISABLED, _NO_CONNECTOR
+    state = State.SKIPPED if says.state is EngineState.SKIPPED else State.DISABLED
+    return state, f"its engine runs without the cache: {says.reason}"
 
 
 def _word(consumer: Consumer) -> str:
@@ -179,8 +209,14 @@ def namespaces_take_the_pool(seen: Observed) -> Finding | None:
 
 
 def pods_use_the_pool(seen: Observed) -> Finding | None:
-    """Pods that do not even serve come first, then missed ones: nobody told their owner anything."""
-    faults = ((State.FAILING, "PodsFailing"), (State.MISSED, "PodsMissed"), (State.SKIPPED, "PodsSkipped"))
+    """Pods that do not even serve come first. Of the others, those come first of which nobody told
+    their owner anything."""
+    faults = (
+        (State.FAILING, "PodsFailing"),
+        (State.DISABLED, "PodsDisabled"),
+        (State.MISSED, "PodsMissed"),
+        (State.SKIPPED, "PodsSkipped"),
+    )
     findings = (_pods_that_are(seen, state, reason, "False") for state, reason in faults)
     return next((finding for finding in findings if finding is not None), None)
 
@@ -213,9 +249,13 @@ def all_is_well(seen: Observed) -> tuple[str, str]:
     if not seen.consumers:
         return "NoConsumers", "no Pod of others names the pool in the annotation kvpool.dev/pool"
     states = [state for _, state, _ in _judged(seen)]
-    using = states.count(State.INJECTED)
-    written = states.count(State.WRITTEN)
-    if not written:
-        return "Injected", f"{using} Pods of others use the pool"
-    others = f"{using} Pods of others use the pool, and " if using else ""
-    return "Written", f"{others}{written} Pods of others were changed and not seen to use it yet"
+    active = states.count(State.ACTIVE)
+    if active == len(states):
+        return "Active", f"{active} Pods of others use the pool, as their engines say"
+    unsure = {
+        "are ready with it, and their engines were not heard": states.count(State.INJECTED),
+        "were changed and not seen ready yet": states.count(State.WRITTEN),
+    }
+    parts = [f"{count} {what}" for what, count in unsure.items() if count]
+    told = f"{active} Pods of others use the pool, as their engines say; others: " if active else "Pods of others: "
+    return ("Written" if states.count(State.WRITTEN) else "Injected"), told + ", ".join(parts)

@@ -115,6 +115,39 @@ class Seen(enum.Enum):
     """It is a container of Ray's, which is ready whatever the engines in it do."""
 
 
+class EngineState(enum.StrEnum):
+    """What an engine in a Pod says of kvpool, in the words of its own gauge; the last one is ours."""
+
+    ACTIVE = "active"
+    SKIPPED = "skipped"
+    """It has another cache, or settings with which kvpool would be wrong."""
+    DISABLED = "disabled"
+    """vLLM, or the connector, could not start with it."""
+    ABSENT = "absent"
+    """It answers as vLLM does, and knows nothing of kvpool."""
+
+
+@dataclass(frozen=True)
+class EngineSays:
+    """An engine's own word. The reason is the engine's, and so a stranger's: for people to read."""
+
+    state: EngineState
+    reason: str
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where an engine answers.
+
+    Attributes:
+        run: of the container: another one after each of its starts.
+    """
+
+    host: str
+    port: int
+    run: str
+
+
 @dataclass(frozen=True)
 class Consumer:
     """A Pod of others that names a pool.
@@ -127,6 +160,8 @@ class Consumer:
         workload: kind and name of what made the Pod.
         seen: of the container that was changed.
         crash: the container that crashed and how; empty: none did.
+        address: of the engine in the container that was changed, while that is ready; None: not known.
+        says: what that engine says; None: nothing was heard of it.
     """
 
     namespace: str
@@ -138,6 +173,8 @@ class Consumer:
     workload: str = ""
     seen: Seen = Seen.NOT_READY
     crash: str = ""
+    address: EngineAddress | None = None
+    says: EngineSays | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,16 @@ from kvpool_operator.desired import connector_files
 from kvpool_operator.status.consumers import waiting
 from kvpool_operator.status.events import of
 from kvpool_operator.status.fold import build_status
-from kvpool_operator.status.observed import Consumer, Observed, Seen, StoreProbe, StoreState, Unanswered
+from kvpool_operator.status.observed import (
+    Consumer,
+    EngineSays,
+    EngineState,
+    Observed,
+    Seen,
+    StoreProbe,
+    StoreState,
+    Unanswered,
+)
 
 from ..conftest import MakePool
 
@@ -27,8 +36,19 @@ def seen(make_pool: MakePool) -> Observed:
 CRASH = "container main ended: Error, exit code 1"
 
 
-def consumer(pod: str, *, mark: str = "", skip: str = "", seen: Seen = Seen.READY, crash: str = "") -> Consumer:
-    return Consumer("team", pod, ("team", "demo"), mark, skip, 1, seen=seen, crash=crash)
+def consumer(
+    pod: str,
+    *,
+    mark: str = "",
+    skip: str = "",
+    seen: Seen = Seen.READY,
+    crash: str = "",
+    says: EngineSays | None = None,
+) -> Consumer:
+    return Consumer("team", pod, ("team", "demo"), mark, skip, 1, seen=seen, crash=crash, says=says)
+
+
+ACTIVE = EngineSays(EngineState.ACTIVE, "switched on by the environment")
 
 
 def status(seen: Observed, *consumers: Consumer) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -51,7 +71,44 @@ def test_no_pods(seen: Observed) -> None:
 def test_all_injected(seen: Observed) -> None:
     condition, _, _ = status(seen, consumer("a", mark=mark(seen)), consumer("b", mark="team/demo"))
     assert (condition["status"], condition["reason"]) == ("True", "Injected")
-    assert condition["message"] == "2 Pods of others use the pool"
+    assert condition["message"] == ("Pods of others: 2 are ready with it, and their engines were not heard")
+
+
+def test_only_engines_that_say_so_use_the_pool(seen: Observed) -> None:
+    one, other = (consumer(name, mark=mark(seen), says=ACTIVE) for name in "ab")
+    condition, _, made = status(seen, one, other)
+    assert (condition["status"], condition["reason"]) == ("True", "Active")
+    assert condition["message"] == "2 Pods of others use the pool, as their engines say"
+    assert {(row["state"], row["reason"]) for row in made["consumers"]} == {("Active", ACTIVE.reason)}
+    condition, _, _ = status(seen, one, consumer("b", mark=mark(seen)))
+    assert (condition["status"], condition["reason"]) == ("True", "Injected")
+    assert condition["message"].startswith("1 Pods of others use the pool, as their engines say; ")
+
+
+@pytest.mark.parametrize(
+    ("says", "state", "reason", "text"),
+    [
+        (EngineSays(EngineState.SKIPPED, "it has NIXL"), "Skipped", "PodsSkipped", "the cache: it has NIXL"),
+        (EngineSays(EngineState.DISABLED, "a fault"), "Disabled", "PodsDisabled", "the cache: a fault"),
+        (EngineSays(EngineState.ABSENT, ""), "Disabled", "PodsDisabled", "its image has no connector"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_an_engine_that_says_that_it_has_no_cache(
+    seen: Observed, says: EngineSays, state: str, reason: str, text: str, old: bool
+) -> None:
+    marked = "team/demo@old" if old else mark(seen)
+    without = consumer("z", mark=marked, says=says)
+    condition, ready, made = status(seen, consumer("a", mark=mark(seen), says=ACTIVE), without)
+    assert (condition["status"], condition["reason"]) == ("False", reason)
+    assert text in condition["message"]
+    assert ready["status"] == "True"
+    assert [row["state"] for row in made["consumers"]] == [state, "Active"]
+
+
+def test_an_engine_of_an_older_configuration_is_outdated_though_active(seen: Observed) -> None:
+    _, _, made = status(seen, consumer("a", mark="team/demo@old", says=ACTIVE))
+    assert [row["state"] for row in made["consumers"]] == ["Outdated"]
 
 
 @pytest.mark.parametrize("unseen", [Seen.NOT_READY, Seen.RAY])
@@ -59,11 +116,13 @@ def test_only_pods_that_were_seen_ready_use_the_pool(seen: Observed, unseen: See
     written = consumer("b", mark=mark(seen), seen=unseen)
     condition, _, made = status(seen, consumer("a", mark=mark(seen)), written)
     assert (condition["status"], condition["reason"]) == ("True", "Written")
-    assert condition["message"].startswith("1 Pods of others use the pool, and 1 ")
+    assert condition["message"] == (
+        "Pods of others: 1 are ready with it, and their engines were not heard, 1 were changed and not seen ready yet"
+    )
     assert [one["state"] for one in made["consumers"]] == ["Written", "Injected"]
     assert made["consumers"][0]["reason"].startswith("changed at its creation; ")
     condition, _, _ = status(seen, written)
-    assert condition["message"] == "1 Pods of others were changed and not seen to use it yet"
+    assert condition["message"] == "Pods of others: 1 were changed and not seen ready yet"
 
 
 @pytest.mark.parametrize(
