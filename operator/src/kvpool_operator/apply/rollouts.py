@@ -2,9 +2,7 @@
 
 Nothing restarts a GPU unasked: a workload that runs keeps its Pod template, and what its Pods read
 at their start, until the pool's user asks for another one. Why a template differs is found by
-computing it a second time, with the spec that the workload was last rolled out for: if the same
-operator would make the same template of both specs, the difference is the operator's and not the
-user's.
+:mod:`kvpool_operator.apply.specs`.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvpool_connector.config import ConfigError
-from kvpool_operator.api import InvalidSpec, parse_spec
 from kvpool_operator.api.rollout import WaitReason, WaitsUntil
 from kvpool_operator.apply import claims, kept, scaling
 from kvpool_operator.apply.children import WORKLOADS
@@ -30,9 +26,10 @@ from kvpool_operator.apply.decision import (
     waits_until,
 )
 from kvpool_operator.apply.record import Record, read, restarted_at, template_digest, with_record
+from kvpool_operator.apply.specs import Specs
 from kvpool_operator.apply.turn import Turn
 from kvpool_operator.apply.volumes import Step, Volumes
-from kvpool_operator.desired import Manifest, Pool, desired
+from kvpool_operator.desired import Manifest, Pool
 from kvpool_operator.observe.cache import Key, is_going, key_of, owner_uid
 from kvpool_operator.status.observed import ClaimFault, Waiting
 
@@ -98,9 +95,10 @@ class Rollouts:
         own = {key: body for key, body in live.items() if owner_uid(body) == pool.uid}
         rollout = Rollout()
         turn = Turn(own)
+        specs = Specs(pool)
         for manifest in manifests:
             if manifest["kind"] in WORKLOADS:
-                await self._workload(pool, manifest, own, turn, ask, rollout)
+                await self._workload(specs, manifest, own, turn, ask, rollout)
             else:
                 rollout.manifests.append(manifest)
         rollout.manifests = kept.with_kept_files(rollout.manifests, own, rollout.held)
@@ -109,7 +107,7 @@ class Rollouts:
 
     async def _workload(
         self,
-        pool: Pool,
+        specs: Specs,
         wanted: Manifest,
         own: Mapping[Key, Mapping[str, Any]],
         turn: Turn,
@@ -121,35 +119,35 @@ class Rollouts:
         former = own.get((_OTHER_KIND.get(kind, ""), namespace, name))
         may_be_made = True
         if former is not None and not is_going(former):
-            case = _case(pool, wanted, former, ask)
-            may_be_made = await self._supersede(pool, case, live, rollout)
+            case = _case(specs, wanted, former, ask)
+            may_be_made = await self._supersede(specs, case, live, rollout)
         if live is not None and not is_going(live):
-            case = _case(pool, wanted, live, ask)
+            case = _case(specs, wanted, live, ask)
             scaled = scaling.scaled(wanted, live, case.record, case.replicas)
-            await self._change(pool, dataclasses.replace(case, wanted=scaled), turn, rollout)
+            await self._change(specs, dataclasses.replace(case, wanted=scaled), turn, rollout)
         elif may_be_made:
-            replicas = scaling.number_of(pool, wanted)
-            record = Record(template_digest(wanted), _dumped(pool), ask, "", replicas)
+            replicas = scaling.number_of(specs.pool, wanted)
+            record = Record(template_digest(wanted), specs.present, ask, "", replicas)
             rollout.manifests.append(with_record(wanted, record))
 
-    async def _change(self, pool: Pool, case: _Case, turn: Turn, rollout: Rollout) -> None:
+    async def _change(self, specs: Specs, case: _Case, turn: Turn, rollout: Rollout) -> None:
         """Decide about a workload that is there."""
         if not _differs(case):
-            rollout.manifests.append(_rolled(pool, case))
+            rollout.manifests.append(_rolled(specs, case))
             return
-        until = waits_until(_change_of(pool, case, in_turn=turn.has(case.live)))
+        until = waits_until(_change_of(specs, case, in_turn=turn.has(case.live)))
         if until is None:
             until = await self._claims(case, rollout)
         if until is None:
             turn.take(case.live)
-            rollout.manifests.append(_rolled(pool, case))
+            rollout.manifests.append(_rolled(specs, case))
             return
         template = case.live["spec"]["template"]
         reason = reason_of(template, case.wanted["spec"]["template"], edited=case.edited)
         rollout.waiting.append(Waiting(_named(case.live), reason, until))
         rollout.held.append(case.live)
         if key_of(case.live) not in rollout.kept:
-            rollout.manifests.append(_kept(pool, case, until))
+            rollout.manifests.append(_kept(specs, case, until))
 
     async def _claims(self, case: _Case, rollout: Rollout) -> WaitsUntil | None:
         """Bring the claims to what is wanted, and return what the workload waits for until then."""
@@ -166,7 +164,7 @@ class Rollouts:
         rollout.faults.append(change)
         return WaitsUntil.CLAIMS_POSSIBLE
 
-    async def _supersede(self, pool: Pool, case: _Case, live: Object | None, rollout: Rollout) -> bool:
+    async def _supersede(self, specs: Specs, case: _Case, live: Object | None, rollout: Rollout) -> bool:
         """Decide about a workload of another kind whose place the wanted one takes.
 
         Args:
@@ -176,7 +174,7 @@ class Rollouts:
             whether the one that takes its place may be made.
         """
         former = case.live
-        until = waits_until(_change_of(pool, case, in_turn=True))
+        until = waits_until(_change_of(specs, case, in_turn=True))
         if until is not None:
             rollout.held.append(former)
         may_be_made = until is None
@@ -194,38 +192,22 @@ class Rollouts:
         return old["kind"] != "StatefulSet" or await self._volumes.loosen(old)
 
 
-def _case(pool: Pool, wanted: Manifest, live: Mapping[str, Any], ask: str) -> _Case:
+def _case(specs: Specs, wanted: Manifest, live: Mapping[str, Any], ask: str) -> _Case:
     record = read(live)
-    replicas = scaling.number_of(pool, live)
+    replicas = scaling.number_of(specs.pool, live)
     if record is None:
         # An operator without records made it: nothing says that the spec was edited since.
-        record = Record("", _dumped(pool), "", restarted_at(live), replicas)
+        record = Record("", specs.present, "", restarted_at(live), replicas)
     return _Case(
         wanted=wanted,
         live=live,
         record=record,
         replicas=replicas,
         ask=ask,
-        edited=_edited(pool, wanted, live, record),
+        edited=specs.is_edited(wanted, live, record.spec),
         asked=ask not in ("", record.asked),
         restarted=restarted_at(live) not in ("", record.restarted),
     )
-
-
-def _edited(pool: Pool, wanted: Manifest, live: Mapping[str, Any], record: Record) -> bool:
-    """Return whether an edit of the pool's spec is a reason for another template.
-
-    A spec that is not known, or that this operator no longer takes, is none: what cannot be judged
-    waits.
-    """
-    if record.spec is None or record.spec == _dumped(pool):
-        return False
-    try:
-        before = dataclasses.replace(pool, spec=parse_spec(record.spec))
-        former = {key_of(manifest): manifest for manifest in desired(before)}.get(key_of(live))
-    except (InvalidSpec, ConfigError):
-        return False
-    return former is None or template_digest(former) != template_digest(wanted)
 
 
 def _differs(case: _Case) -> bool:
@@ -240,9 +222,9 @@ def _differs(case: _Case) -> bool:
     return not holds(case.live["spec"]["template"], case.wanted["spec"]["template"])
 
 
-def _change_of(pool: Pool, case: _Case, *, in_turn: bool) -> Change:
+def _change_of(specs: Specs, case: _Case, *, in_turn: bool) -> Change:
     return Change(
-        policy=pool.spec.rollout.policy,
+        policy=specs.pool.spec.rollout.policy,
         runs=runs(case.live),
         edited=case.edited,
         asked=case.asked,
@@ -252,20 +234,20 @@ def _change_of(pool: Pool, case: _Case, *, in_turn: bool) -> Change:
     )
 
 
-def _rolled(pool: Pool, case: _Case) -> Manifest:
+def _rolled(specs: Specs, case: _Case) -> Manifest:
     """Return the wanted manifest: whatever was asked for is answered by it."""
     restarted = restarted_at(case.live)
-    record = Record(template_digest(case.wanted), _dumped(pool), case.ask, restarted, case.replicas)
+    record = Record(template_digest(case.wanted), specs.present, case.ask, restarted, case.replicas)
     return with_record(case.wanted, record)
 
 
-def _kept(pool: Pool, case: _Case, until: WaitsUntil) -> Manifest:
+def _kept(specs: Specs, case: _Case, until: WaitsUntil) -> Manifest:
     """Return the wanted manifest with the Pods that there are.
 
     An edit that waits keeps the spec of before, or it would no longer look like an edit. A restart
     under Paused is over when its Pods are: it does not count once the policy is another one.
     """
-    spec = case.record.spec if case.edited else _dumped(pool)
+    spec = case.record.spec if case.edited else specs.present
     is_paused = until is WaitsUntil.POLICY_CHANGED
     restarted = restarted_at(case.live) if is_paused else case.record.restarted
     record = dataclasses.replace(case.record, spec=spec, restarted=restarted, replicas=case.replicas)
@@ -278,11 +260,6 @@ def _kept(pool: Pool, case: _Case, until: WaitsUntil) -> Manifest:
 def _may_go(old: Mapping[str, Any], new: Mapping[str, Any] | None, *, asked: bool) -> bool:
     """Return whether a workload whose place is taken is of no more use."""
     return asked or not ready_pods(old) or (new is not None and is_complete(new))
-
-
-def _dumped(pool: Pool) -> dict[str, Any]:
-    """Return the spec as the user wrote it, without this operator's defaults."""
-    return pool.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _named(workload: Mapping[str, Any]) -> str:

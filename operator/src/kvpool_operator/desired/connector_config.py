@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
 from kvpool_connector.config import ConnectorConfig, parse, parse_quantity
 from kvpool_operator.desired import disk
+from kvpool_operator.desired.files import to_yaml
 from kvpool_operator.desired.pool import Pool
 from kvpool_operator.desired.stores import remotes
 
@@ -71,7 +70,7 @@ def _tiers(pool: Pool) -> dict[str, Any]:
 def text(pool: Pool) -> str:
     """The file. Defaults are left out, so that a newer connector may have better ones."""
     content = {"version": 1, **build(pool).model_dump(mode="json", exclude_defaults=True)}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return to_yaml(content)
 
 
 def password_source(pool: Pool) -> tuple[str, str] | None:

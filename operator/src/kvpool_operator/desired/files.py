@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
@@ -24,6 +26,20 @@ def _environment() -> Environment:
 def render(template: str, **values: object) -> str:
     """The file, or an error if the template uses a value that is not given."""
     return _environment().get_template(template).render(**values)
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return a file of YAML for content that JSON can hold, in the order of its keys.
+
+    A pool's file is part of each of its engines, and PyYAML takes a millisecond or more for it. So the
+    texts of the last contents are kept.
+    """
+    return _yaml_of(json.dumps(content))
+
+
+@lru_cache(maxsize=64)
+def _yaml_of(content: str) -> str:
+    return yaml.safe_dump(json.loads(content), sort_keys=False, allow_unicode=True)
 
 
 def digest(value: Any) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from kvpool_operator.apply import specs
+from kvpool_operator.desired import Manifest, Pool, desired
 from kvpool_operator.desired.names import ROLLOUT_ANNOTATION
 from kvpool_operator.kube import CONFIG_MAP, DEPLOYMENT, POOL, STATEFUL_SET
 
@@ -288,3 +290,19 @@ def test_a_spec_too_large_for_a_record_waits() -> None:
     assert pool.template("demo-engine") == before
     assert pool.waiting == {ENGINE: ("NewConfiguration", "Asked")}
     assert pool.server.get(POOL, "team", "demo")["status"]["rollout"]
+
+
+def test_what_a_former_spec_led_to_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of 16 engines kept the event loop for so many renderings of all its objects."""
+    engines = [{"name": f"e{number}"} for number in range(8)]
+    pool = RunningPool({**SPEC, "engines": engines})
+    calls: list[Pool] = []
+
+    def counted(of: Pool) -> list[Manifest]:
+        calls.append(of)
+        return desired(of)
+
+    monkeypatch.setattr(specs, "desired", counted)
+    pool.edit({**EDIT, "engines": engines})
+    pool.reconcile()
+    assert len(calls) == 1

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kvpool_connector.config import ConnectorConfig, RedisRemote, parse
-from kvpool_operator.desired import Pool, connector_config
+from kvpool_operator.desired import Pool, connector_config, desired
 
 from ..conftest import MakePool
 
@@ -55,3 +55,18 @@ def test_a_pool_without_a_tier_has_staging_memory(make_pool: MakePool) -> None:
 def test_only_a_commit_is_a_part_of_the_keys(make_pool: MakePool, revision: str, kept: Any) -> None:
     spec = {"backend": {}, "model": {"name": "m", "revision": revision}}
     assert read(make_pool(spec)).model_revision == kept
+
+
+def test_a_file_is_written_once_for_all_engines(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each engine has the file in its Pod, and PyYAML takes milliseconds for it."""
+    calls: list[object] = []
+
+    def counted(content: object, **options: Any) -> str:
+        calls.append(content)
+        return str(safe_dump(content, **options))
+
+    safe_dump = yaml.safe_dump
+    monkeypatch.setattr(yaml, "safe_dump", counted)
+    engines = [{"name": f"e{number}"} for number in range(8)]
+    desired(make_pool({"tiers": {"cpu": {"size": "3Gi"}}, "engines": engines, "model": {"name": "m"}}))
+    assert len(calls) <= 1

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from kvpool_connector.config import ConfigError, ConnectorConfig
 from kvpool_connector.config.remote import InfiniStoreRemote, LMCacheRemote, MooncakeRemote, RedisRemote
 from kvpool_operator.desired import connector_config
 from kvpool_operator.desired.connectors.part import EnginePart
+from kvpool_operator.desired.files import to_yaml
 from kvpool_operator.desired.pool import Manifest, Pool
 
 FILE = "lmcache-config.yaml"
@@ -59,7 +58,7 @@ def text(config: ConnectorConfig) -> str:
         content |= {"remote_url": url, "remote_serde": "naive"}
         if extra:
             content["extra_config"] = extra
-    return yaml.safe_dump(content, sort_keys=False)
+    return to_yaml(content)
 
 
 def _remote(

@@ -11,13 +11,11 @@ like a leader's, so the readiness of an HA master is what /leader says. The admi
 
 from __future__ import annotations
 
-import yaml
-
 from kvpool_connector.config import parse_quantity
 from kvpool_operator.api import Backend, StoreType
 from kvpool_operator.api.stores import Mooncake
 from kvpool_operator.desired import names
-from kvpool_operator.desired.files import digest
+from kvpool_operator.desired.files import digest, to_yaml
 from kvpool_operator.desired.pool import Manifest, Pool
 from kvpool_operator.desired.security import container_context, pod_basics
 from kvpool_operator.desired.stores import etcd, mooncake_leave, parts
@@ -83,7 +81,7 @@ def master_config(pool: Pool, backend: Backend) -> str:
             "ha_backend_type": "etcd",
             "etcd_endpoints": ";".join(etcd.endpoints(pool)),
         }
-    return "# Written by kvpool.\n" + yaml.safe_dump(content, sort_keys=False)
+    return "# Written by kvpool.\n" + to_yaml(content)
 
 
 def build(pool: Pool) -> list[Manifest]:
