@@ -13,6 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from kvpool_operator.api.settings import Probes
 
 _ANSWER_LIMIT = 4096
+_RESOLVERS = 32
+"""Threads for names, for each connection that may be opened at once. A nameserver that does not answer keeps a
+thread for up to a minute (five domains of Kubernetes' search list, two tries of 5 s each), and
+connections of two seconds follow each other. With fewer threads the names of one pool would keep those
+of others from being looked up, whose stores would be called unreachable."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -33,7 +38,7 @@ class Dialer:
         self._slots = asyncio.Semaphore(probes.at_a_time)
         # A nameserver may never answer, and its thread waits on after the deadline. Threads of the event loop's own would
         # then be missing where the webhook reads Pods.
-        self._resolvers = ThreadPoolExecutor(probes.at_a_time, "resolver")
+        self._resolvers = ThreadPoolExecutor(_RESOLVERS * probes.at_a_time, "resolver")
 
     @asynccontextmanager
     async def connection(self, host: str, port: int, deadline_s: float) -> AsyncIterator[Connection]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -250,6 +251,35 @@ async def test_names_that_are_not_answered_keep_no_thread_of_others(monkeypatch:
         assert [type(error) for error in found] == [TimeoutError] * 4
         async with asyncio.timeout(PATIENCE_S / 4):
             assert await asyncio.to_thread(lambda: "read") == "read"
+    finally:
+        answers.set()
+
+
+async def test_names_that_are_not_answered_keep_no_store_of_others_from_being_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their threads wait for the nameserver for a long time after the deadlines."""
+    answers = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def hang(host: str, *rest: Any, **further: Any) -> Any:
+        if host.endswith(".example"):
+            answers.wait(PATIENCE_S)
+        return resolve(host, *rest, **further)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    dial = Dialer(Probes(at_a_time=2, refused_networks=(), refuse_api_server=False), no_hosts)
+
+    async def ask(host: str, port: int, deadline_s: float) -> None:
+        async with dial.connection(host, port, deadline_s):
+            pass
+
+    try:
+        names = [ask(f"store-{number}.example", 6379, 0.05) for number in range(12)]
+        found = await asyncio.gather(*names, return_exceptions=True)
+        assert [type(error) for error in found] == [TimeoutError] * 12
+        async with listener(b"+PONG\r\n") as (port, _):
+            await ask("localhost", port, PATIENCE_S / 4)
     finally:
         answers.set()
 
