@@ -45,8 +45,8 @@ class Step:
     source: str
     answers: list[tuple[int, Answer]] = dataclasses.field(default_factory=list)
     """Number of the prompt, and what came."""
-    cacheable: int = 0
-    """Tokens of these prompts that are in whole chunks, so that a cache may hold them."""
+    cacheable: list[int] = dataclasses.field(default_factory=list)
+    """For each answer: tokens of its prompt that are in whole chunks, so that a cache may hold them."""
     computed_s: list[float] = dataclasses.field(default_factory=list)
     """For each answer, where the step bounds what a dead store costs: the first token of a new prompt
     that engine B computed a moment before. A host that other work slows down slows down both."""
@@ -57,9 +57,16 @@ class Step:
         return statistics.median(answer.ttft_s for _, answer in self.answers)
 
     @property
+    def hit_fractions(self) -> list[float]:
+        """For each answer: prompt tokens that came from a cache over those that a cache may hold."""
+        pairs = zip(self.answers, self.cacheable, strict=True)
+        return [answer.cached_tokens / most for (_, answer), most in pairs]
+
+    @property
     def hit_fraction(self) -> float:
-        """Prompt tokens that came from a cache over those that a cache may hold."""
-        return sum(answer.cached_tokens for _, answer in self.answers) / self.cacheable
+        """The median, as for times. On a machine that is busy with other work a store may stand still
+        for longer than a fetch waits, and one prompt is then computed from there on, by design."""
+        return statistics.median(self.hit_fractions)
 
 
 def prompts(dtype: Dtype, *, short: bool = False) -> list[str]:
@@ -243,7 +250,7 @@ class Play:
 
     def _keep(self, step: Step, number: int, answer: Answer) -> None:
         step.answers.append((number, answer))
-        step.cacheable += self._facts.cacheable_tokens(answer.prompt_tokens)
+        step.cacheable.append(self._facts.cacheable_tokens(answer.prompt_tokens))
         self._say(
             f"{step.title:36} prompt {number + 1}: first token {answer.ttft_s:7.3f} s, "
             f"{answer.cached_tokens:4} of {answer.prompt_tokens} tokens cached"
