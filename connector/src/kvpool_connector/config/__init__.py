@@ -23,11 +23,13 @@ from kvpool_connector.config.remote import (
     Timeouts,
 )
 from kvpool_connector.config.sources import Found, find, load, parse
-from kvpool_connector.names import ENV_CONFIG_FILE
+from kvpool_connector.names import ENV_CONFIG_FILE, ENV_CONFLICT_POLICY, ENV_ON_FAILURE
 
 __all__ = [
     "CONFIG_VERSION",
     "ENV_CONFIG_FILE",
+    "ENV_CONFLICT_POLICY",
+    "ENV_ON_FAILURE",
     "ConfigError",
     "ConnectorConfig",
     "CpuTier",

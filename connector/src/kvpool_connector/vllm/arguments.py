@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from kvpool_connector import config as kvpool_config
+from kvpool_connector.names import ENV_CONFLICT_POLICY
 from kvpool_connector.vllm import engine_state, failure, guard
 from kvpool_connector.vllm.choice import (
-    ENV_POLICY,
     HASH_ALGORITHM,
     Choice,
     Conflict,
@@ -66,7 +66,7 @@ def built(arguments: EngineArgs, build: Build, environ: Mapping[str, str] = os.e
         Exception: what vLLM raises without kvpool, or with it where ``on_failure`` is "stop".
     """
     try:
-        choice = choose(given_by(arguments), policy(environ.get(ENV_POLICY)))
+        choice = choose(given_by(arguments), policy(environ.get(ENV_CONFLICT_POLICY)))
         if choice.transfer is not None:  # else another connector's configuration counts, or none
             kvpool_config.load({}, environ)
     except Conflict:

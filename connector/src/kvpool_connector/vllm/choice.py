@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kvpool_connector.config import ConfigError
-from kvpool_connector.names import CONNECTOR, CONNECTOR_MODULE
+from kvpool_connector.names import CONNECTOR, CONNECTOR_MODULE, ENV_CONFLICT_POLICY
 
 MULTI = "MultiConnector"
 LMCACHE = "LMCache"
@@ -30,7 +30,6 @@ HASH_ALGORITHM: Literal["sha256_cbor"] = "sha256_cbor"
 """The algorithm of all engines that share a store: its hashes are the same in every process."""
 DEFAULT_HASH_ALGORITHM = "sha256"
 """vLLM 0.32's own choice, which stands for "not chosen" here."""
-ENV_POLICY = "KVPOOL_CONFLICT_POLICY"
 
 
 class Policy(enum.StrEnum):
@@ -91,7 +90,7 @@ def policy(word: str | None) -> Policy:
     try:
         return Policy(word or Policy.SKIP)
     except ValueError:
-        raise ConfigError(f"{ENV_POLICY}={word!r}: set it to one of {', '.join(Policy)}") from None
+        raise ConfigError(f"{ENV_CONFLICT_POLICY}={word!r}: set it to one of {', '.join(Policy)}") from None
 
 
 def choose(given: Given, conflicts: Policy) -> Choice:
@@ -149,7 +148,9 @@ def _combined(existing: Mapping[str, Any], conflicts: Policy) -> Choice:
     if conflicts is Policy.REPLACE:
         return _replaced(existing, name)
     return _beside(
-        f"the KV connector {name} is configured", f"remove it, or set {ENV_POLICY} to Multi or Replace", conflicts
+        f"the KV connector {name} is configured",
+        f"remove it, or set {ENV_CONFLICT_POLICY} to Multi or Replace",
+        conflicts,
     )
 
 
@@ -160,7 +161,7 @@ def _beside(what: str, way_out: str, conflicts: Policy) -> Choice:
         Conflict: the policy is `Fail`.
     """
     if conflicts is Policy.FAIL:
-        raise Conflict(f"{what}, and {ENV_POLICY} is {Policy.FAIL}: {way_out}")
+        raise Conflict(f"{what}, and {ENV_CONFLICT_POLICY} is {Policy.FAIL}: {way_out}")
     return Choice(State.SKIPPED, f"{what}: {way_out}")
 
 
@@ -175,7 +176,7 @@ def _replaced(existing: Mapping[str, Any], name: str) -> Choice:
     if len(kept) == len(inner):
         return Choice(
             State.SKIPPED,
-            f"the KV connector {name} is configured, and {Policy.REPLACE} is for LMCache's connectors: set {ENV_POLICY} "
+            f"the KV connector {name} is configured, and {Policy.REPLACE} is for LMCache's connectors: set {ENV_CONFLICT_POLICY} "
             f"to {Policy.MULTI}, or remove it",
         )
     wanted = _multi(existing, kept) if kept else dict(OURS)

@@ -13,10 +13,10 @@ from typing import Any
 
 from kvpool_connector import config as kvpool_config
 from kvpool_connector.log import get_logger
+from kvpool_connector.names import ENV_ON_FAILURE
 
 logger = get_logger(__name__)
 
-ENV_ON_FAILURE = "KVPOOL_ON_FAILURE"
 WAY_OUT = "remove --kv-transfer-config, or set on_failure: continue in kvpool's configuration, to run without the cache"
 
 
