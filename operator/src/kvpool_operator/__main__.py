@@ -136,7 +136,7 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
                 scan.run(client, consumers, parents, settings, workers.add, partial(readiness.done, _CONSUMERS)),
             ]
             if settings.webhook.enabled:
-                app = application({"/pods": admission.pod, "/rayservices": admission.rayservice}, timings)
+                app = application({"/pods": admission.pod}, timings)
                 keeper = Keeper(client, settings.webhook)
                 listens = partial(readiness.done, _WEBHOOK)
                 parts.append(_webhook(keeper, filled, listens, app, host, webhook_port))

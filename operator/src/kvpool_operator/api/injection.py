@@ -1,4 +1,4 @@
-"""``spec.injection`` and ``status.consumers``: Pods of others that use a pool."""
+"""``spec.injection`` and ``status.consumers``: users' Pods that use a pool."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class ConflictPolicy(enum.StrEnum):
 class Delivery(enum.StrEnum):
     """How the connector's code gets into the container."""
 
+    AUTO = "Auto"
     IMAGE = "Image"
     INIT_CONTAINER = "InitContainer"
 
@@ -53,11 +54,12 @@ class Injection(ApiModel):
     conflict_policy: ConflictPolicy = Field(
         ConflictPolicy.SKIP,
         description="For a vLLM that has a KV connector already. Skip: leave it alone; Multi: both, kvpool's first; "
-        "Replace: kvpool's instead of LMCache's; Fail: refuse the Pod.",
+        "Replace: kvpool's instead of LMCache's; Fail: the engine does not start.",
     )
     delivery: Delivery = Field(
-        Delivery.IMAGE,
-        description="Image: the container's image has the connector; InitContainer: an init container copies it in.",
+        Delivery.AUTO,
+        description="InitContainer: an init container copies the connector in; Image: the container's image has it; "
+        "Auto: as Image for the operator's own image for engines, as InitContainer for all others.",
     )
 
 
@@ -74,4 +76,4 @@ class ConsumerStatus(ApiModel):
         "could not start with the cache), Outdated (changed for an older configuration), Skipped (left alone, for a reason) "
         "or Missed (never seen).",
     )
-    reason: str = Field("", max_length=1024, description="Why it is not Active, and what to do.")
+    reason: str = Field("", max_length=1024, description="Why it is not Active, or what to know, and what to do.")

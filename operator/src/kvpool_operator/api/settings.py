@@ -27,7 +27,7 @@ class Images(_Section):
     lmcache: str = Field("docker.io/lmcache/vllm-openai:v0.5.6", min_length=1)
     engine: str = Field("kvpool/serving:0.1.0", min_length=1)
     payload: str = Field("kvpool/payload:0.1.0", min_length=1)
-    """The connector for injection.delivery InitContainer."""
+    """The connector, for users' Pods whose image has none."""
 
 
 class StoreDefaults(_Section):
@@ -52,7 +52,7 @@ class EngineDefaults(_Section):
 
 
 class Webhook(_Section):
-    """The server that the API server asks about Pods and RayServices."""
+    """The server that the API server asks about Pods."""
 
     enabled: bool = False
     configuration: str = Field("kvpool-operator", min_length=1)

@@ -45,11 +45,11 @@ def volumes(pool: Pool) -> list[Manifest]:
     return [{"name": VOLUME, "persistentVolumeClaim": {"claimName": tier.claim.claim_name}}]
 
 
-def scratch(pool: Pool) -> Manifest | None:
-    """An emptyDir for the disk tier in a Pod of somebody else, whose volumes are not kvpool's to make; None where none is
-    needed."""
+def scratch_bytes(pool: Pool) -> int:
+    """Return the size of an emptyDir for the disk tier in a user's Pod, whose volumes are not kvpool's
+    to make; 0 where none is needed."""
     tier = pool.spec.tiers.disk
-    return None if tier is None or tier.path is not None else {"sizeLimit": _quantity(tier)}
+    return 0 if tier is None or tier.path is not None else volume_bytes(tier)
 
 
 def mounts(pool: Pool) -> list[Manifest]:

@@ -33,9 +33,11 @@ class Facts:
         config_hash: changes with what an engine reads at its start.
         password: Secret and key; None where the store asks for none.
         cpu_tier: bytes that the connector takes in the container.
-        payload_image: of the init container; None where the image has the connector.
+        delivery: how the connector's code comes into the container.
+        payload_image: of the init container that brings it.
+        engine_image: of kvpool's own engines, which has it.
         sentinel_password: as ``password``, of external sentinels.
-        disk: an emptyDir for the disk tier; None without one, or where a person mounts its path.
+        disk: bytes of an emptyDir for the disk tier; 0 without one, or where a person mounts its path.
     """
 
     key: PoolKey
@@ -45,9 +47,11 @@ class Facts:
     password: tuple[str, str] | None
     cpu_tier: int
     conflict_policy: ConflictPolicy
-    payload_image: str | None
+    delivery: Delivery
+    payload_image: str
+    engine_image: str
     sentinel_password: tuple[str, str] | None = None
-    disk: Mapping[str, Any] | None = None
+    disk: int = 0
 
     @property
     def mark(self) -> str:
@@ -109,8 +113,10 @@ def gather(
         cpu_tier=connector_config.cpu_tier_bytes(pool),
         conflict_policy=injection.conflict_policy,
         sentinel_password=(sentinels[0].secret, sentinels[0].key) if sentinels else None,
-        disk=disk.scratch(pool),
-        payload_image=settings.images.payload if injection.delivery is Delivery.INIT_CONTAINER else None,
+        disk=disk.scratch_bytes(pool),
+        delivery=injection.delivery,
+        payload_image=settings.images.payload,
+        engine_image=settings.images.engine,
     )
 
 

@@ -21,7 +21,9 @@ MEMORY_KEEP = "keep"
 INJECTED = f"{GROUP}/injected"
 """Annotation: ``<namespace>/<name>@<hash>``, the pool and the configuration that a Pod was made for."""
 SKIP_REASON = f"{GROUP}/skip-reason"
-"""Annotation: ``<word>: <what to do>``, why an object was left as it was."""
+"""Annotation: ``<word>: <what to do>``, why a Pod was left as it was."""
+WARNING = f"{GROUP}/warning"
+"""Annotation: what its owner should know of an injection."""
 CONSUMER = CONSUMER_LABEL
 """Label on every Pod that was looked at; the operator watches Pods by it. Its value is the pool on Pods that got
 the pool (``consumer_value``), which the NetworkPolicies of a store select, and ``NO_POOL`` on all others."""
@@ -40,20 +42,21 @@ LLM_NAME = "app.kubernetes.io/name"
 LLM_COMPONENT = "app.kubernetes.io/component"
 INFERENCE_SERVICE = "serving.kserve.io/inferenceservice"
 """Label of KServe on Pods of an InferenceService: its name."""
+KSERVE_COMPONENT = "component"
+"""Label of KServe on these Pods: predictor, transformer or explainer."""
 TEMPLATE_HASH = "pod-template-hash"
 """Label of Deployments on their Pods; their ReplicaSets are called after it."""
-LLM_WORKLOAD = "llminferenceservice-workload"
+LLM_PREFIX = "llminferenceservice-"
+LLM_WORKLOAD = f"{LLM_PREFIX}workload"
 """Beginning of that label on Pods that run vLLM; what follows tells leaders, workers and prefill apart."""
 
 VOLUME_CONFIG = "kvpool-config"
 VOLUME_PASSWORD = "kvpool-store-auth"  # noqa: S105  (a volume's name)
 VOLUME_SENTINEL = "kvpool-sentinel-auth"
 VOLUME_DISK = "kvpool-disk"
-VOLUME_SHM = "kvpool-shm"
 VOLUME_PAYLOAD = "kvpool-payload"
 PAYLOAD_CONTAINER = "kvpool-payload"
 PAYLOAD_DIRECTORY = "/opt/kvpool-payload"
-SHM_DIRECTORY = "/dev/shm"  # noqa: S108  (inside the container)
 
 PoolKey = tuple[str, str]
 """Namespace and name."""
@@ -61,7 +64,7 @@ PoolKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class Parent:
-    """An object of others, in the Pod's namespace, whose annotations its controller does not copy to the Pod."""
+    """A user's object in the Pod's namespace, whose annotations its controller does not copy to the Pod."""
 
     kind: str
     name: str
@@ -95,6 +98,16 @@ def pool_key(reference: str, namespace: str) -> PoolKey:
 def ray_cluster(pod: Mapping[str, Any]) -> str | None:
     """The RayCluster that a Pod belongs to."""
     return labels_of(pod).get(RAY_CLUSTER)
+
+
+def is_beside_engine(pod: Mapping[str, Any]) -> bool:
+    """Return whether KServe made a Pod for something else than an engine: a transformer, an explainer
+    or a scheduler. A service's annotations may reach these, too."""
+    labels = labels_of(pod)
+    if INFERENCE_SERVICE in labels:
+        return labels.get(KSERVE_COMPONENT) in ("transformer", "explainer")
+    component = labels.get(LLM_COMPONENT, "")
+    return component.startswith(LLM_PREFIX) and not component.startswith(LLM_WORKLOAD)
 
 
 def parent(pod: Mapping[str, Any]) -> Parent | None:

@@ -38,12 +38,7 @@ def response(request: Mapping[str, Any], outcome: Outcome | None) -> dict[str, A
         outcome: None lets the object pass as it is.
     """
     answer: dict[str, Any] = {"uid": request["uid"], "allowed": True}
-    if outcome is not None and outcome.denied is not None:
-        answer |= {
-            "allowed": False,
-            "status": {"code": 403, "reason": "Forbidden", "message": f"kvpool: {outcome.denied}"},
-        }
-    elif outcome is not None:
+    if outcome is not None:
         operations = diff(request["object"], outcome.body)
         if operations:
             text = json.dumps(operations, separators=(",", ":"))

@@ -50,6 +50,7 @@ def record(pod: Mapping[str, Any], reference: str | None = None) -> Consumer | N
         seen=seen,
         crash=crash,
         address=_engine_address(pod) if seen is Seen.READY else None,
+        warning=annotations.get(names.WARNING, ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""What is said about Pods of others: ``status.consumers`` and the checks of ``InjectionReady``."""
+"""What is said about users' Pods: ``status.consumers`` and the checks of ``InjectionReady``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable
 from typing import Any
 
-from kvpool_operator.api import ConnectorType, Delivery, InjectionMode
+from kvpool_operator.api import ConnectorType, InjectionMode
 from kvpool_operator.api.consent import ACCEPTS
 from kvpool_operator.api.injection import CONSUMERS_SHOWN
 from kvpool_operator.desired import grants
@@ -38,7 +38,7 @@ class State(enum.StrEnum):
     OUTDATED = "Outdated"
     """When it was changed for an older configuration of the pool."""
     WRITTEN = "Written"
-    """When it was changed, and nothing shows yet that its vLLM took the connector."""
+    """When it was changed, and the changed container was not seen ready yet, or is Ray's."""
     INJECTED = "Injected"
     """When it was changed, and the changed container is ready; nothing was heard of its engine."""
     ACTIVE = "Active"
@@ -52,20 +52,12 @@ _STATES = {
     Seen.NOT_READY: (State.WRITTEN, "changed at its creation; its container was not seen ready yet"),
     Seen.RAY: (
         State.WRITTEN,
-        "changed at its creation; whether an engine runs in a Pod of Ray, and with the connector of serveConfigV2, is "
-        "not seen",
+        "changed at its creation; whether an engine runs in a Pod of Ray is not seen",
     ),
 }
 _NO_CONNECTOR = (
-    "its engine answers and knows nothing of kvpool: its image has no connector, or VLLM_PLUGINS keeps "
-    "vLLM from loading it"
+    "its engine answers and knows nothing of kvpool: the connector could not be imported, or VLLM_PLUGINS leaves it out"
 )
-_ADVICE = {
-    Delivery.IMAGE: "see its log. The image has no connector? Set spec.injection.delivery: InitContainer, or remove the "
-    "annotation kvpool.dev/pool, and restart the Pod",
-    Delivery.INIT_CONTAINER: "see its log, or remove the annotation kvpool.dev/pool and restart the Pod",
-}
-"""For Pods whose container crashes. vLLM ends at once where it cannot import the connector."""
 _GONE = {
     "PoolMissing": "started before the pool was there: restart the Pod",
     "PoolNotReady": "started before the pool was there: restart the Pod",
@@ -77,22 +69,20 @@ _GONE = {
 """Skip reasons that hold no longer, once the pool is as it is now (``_is_usable``)."""
 
 
-def judge(consumer: Consumer, config_hash: str, delivery: Delivery) -> tuple[State, str]:
-    """A Pod's state, and what to do where it does not use the present configuration."""
+def judge(consumer: Consumer, config_hash: str) -> tuple[State, str]:
+    """Return a Pod's state, and what to do or to know."""
     if consumer.skip:
         return State.SKIPPED, _GONE.get(_word(consumer), consumer.skip)[:_REASON]
     if not consumer.mark:
         return State.MISSED, _MISSED
     if consumer.seen is Seen.CRASHED:
-        return State.FAILING, f"{consumer.crash}; {_ADVICE[delivery]}"[:_REASON]
-    heard = None if consumer.says is None else _heard(consumer.says)
-    if heard is not None and heard[0] is not State.ACTIVE:
-        return heard
+        return State.FAILING, f"{consumer.crash}; {_advice(consumer)}"[:_REASON]
+    state, reason = _heard(consumer.says) if consumer.says is not None else _STATES[consumer.seen]
     pool, _, seen_hash = consumer.mark.partition("@")
     is_old = pool != "/".join(consumer.pool) or (config_hash and seen_hash and seen_hash != config_hash)
-    if is_old:
-        return State.OUTDATED, _OUTDATED
-    return heard or _STATES[consumer.seen]
+    if is_old and state not in (State.SKIPPED, State.DISABLED):
+        state, reason = State.OUTDATED, _OUTDATED
+    return state, "; ".join(text for text in (reason, consumer.warning) if text)[:_REASON]
 
 
 def _heard(says: EngineSays) -> tuple[State, str]:
@@ -103,6 +93,12 @@ def _heard(says: EngineSays) -> tuple[State, str]:
         return State.DISABLED, _NO_CONNECTOR
     state = State.SKIPPED if says.state is EngineState.SKIPPED else State.DISABLED
     return state, f"its engine runs without the cache: {says.reason}"
+
+
+def _advice(consumer: Consumer) -> str:
+    """Return how to find out, and how to run without kvpool, for a Pod whose container crashes."""
+    where = f" from {consumer.workload}" if consumer.workload else ""
+    return f"see its log, or remove the annotation kvpool.dev/pool{where} to run without the cache"
 
 
 def _word(consumer: Consumer) -> str:
@@ -168,8 +164,7 @@ def _judged(seen: Observed) -> list[tuple[Consumer, State, str]]:
     if seen.pool is None:
         return []
     config_hash = "" if seen.invalid_config is not None else seen.config_hash
-    delivery = seen.pool.spec.injection.delivery
-    return [(consumer, *judge(consumer, config_hash, delivery)) for consumer in seen.consumers]
+    return [(consumer, *judge(consumer, config_hash)) for consumer in seen.consumers]
 
 
 def grants_were_written(seen: Observed) -> Finding | None:
@@ -245,17 +240,17 @@ def _listed(those: Iterable[tuple[Consumer, str]]) -> str:
 
 def all_is_well(seen: Observed) -> tuple[str, str]:
     if seen.pool is not None and seen.pool.spec.injection.mode is InjectionMode.OFF:
-        return "InjectionOff", "spec.injection.mode is Off: Pods of others don't get the cache"
+        return "InjectionOff", "spec.injection.mode is Off: users' Pods don't get the cache"
     if not seen.consumers:
-        return "NoConsumers", "no Pod of others names the pool in the annotation kvpool.dev/pool"
+        return "NoConsumers", "no user's Pod names the pool in the annotation kvpool.dev/pool"
     states = [state for _, state, _ in _judged(seen)]
     active = states.count(State.ACTIVE)
     if active == len(states):
-        return "Active", f"{active} Pods of others use the pool, as their engines say"
+        return "Active", f"{active} users' Pods use the pool, as their engines say"
     unsure = {
         "are ready with it, and their engines were not heard": states.count(State.INJECTED),
         "were changed and not seen ready yet": states.count(State.WRITTEN),
     }
     parts = [f"{count} {what}" for what, count in unsure.items() if count]
-    told = f"{active} Pods of others use the pool, as their engines say; others: " if active else "Pods of others: "
+    told = f"{active} users' Pods use the pool, as their engines say; others: " if active else "users' Pods: "
     return ("Written" if states.count(State.WRITTEN) else "Injected"), told + ", ".join(parts)

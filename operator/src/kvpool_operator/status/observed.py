@@ -150,7 +150,7 @@ class EngineAddress:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A Pod of others that names a pool.
+    """A user's Pod that names a pool.
 
     Attributes:
         pool: namespace and name.
@@ -162,6 +162,7 @@ class Consumer:
         crash: the container that crashed and how; empty: none did.
         address: of the engine in the container that was changed, while that is ready; None: not known.
         says: what that engine says; None: nothing was heard of it.
+        warning: what injection told the Pod's owner; empty: nothing.
     """
 
     namespace: str
@@ -175,6 +176,7 @@ class Consumer:
     crash: str = ""
     address: EngineAddress | None = None
     says: EngineSays | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)

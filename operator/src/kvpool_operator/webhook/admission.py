@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvpool_operator.api import Settings
-from kvpool_operator.injection import facts, names, pod, rayservice
+from kvpool_operator.injection import facts, names, pod
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.names import BadReference, PoolKey
 from kvpool_operator.injection.outcome import Outcome, Skip, Why
@@ -30,9 +30,9 @@ _PASSING = frozenset({Why.POOL_NOT_READY, Why.NO_ANSWER})
 
 
 def _fault(request: Mapping[str, Any]) -> Skip:
-    """Log the exception that is being handled. Return the reason for the object, so that its owner reads of it."""
-    _log.exception("webhook: a fault of the operator at an object %s/%s", request.get("namespace"), request.get("name"))
-    return Skip(Why.FAULT, "a fault of the operator kept it from reading this object: see the operator's log")
+    """Log the exception that is being handled. Return the reason for the Pod, so that its owner reads of it."""
+    _log.exception("webhook: a fault of the operator at Pod %s/%s", request.get("namespace"), request.get("name"))
+    return Skip(Why.FAULT, "a fault of the operator kept it from reading this Pod: see the operator's log")
 
 
 class Admission:
@@ -63,29 +63,11 @@ class Admission:
             return pod.skipped(body, None, Skip(Why.BAD_REFERENCE, str(error)))
         try:
             known = await self._facts(key, namespace)
-            # On a thread: a long script takes some time to read, and other Pods wait on this loop.
-            return await asyncio.to_thread(pod.inject, body, known)
+            return pod.inject(body, known)
         except Skip as reason:
             return pod.skipped(body, key, reason)
         except Exception:
             return pod.skipped(body, key, _fault(request))
-
-    async def rayservice(self, request: Mapping[str, Any]) -> Outcome | None:
-        """For a RayService; None where it names no pool."""
-        body, namespace = request["object"], str(request.get("namespace", ""))
-        reference = names.annotations_of(body).get(names.POOL)
-        if not reference:
-            return None
-        try:
-            known = await self._facts(names.pool_key(reference, namespace), namespace)
-        except BadReference as error:
-            return rayservice.skipped(body, Skip(Why.BAD_REFERENCE, str(error)))
-        except Skip as reason:
-            return rayservice.skipped(body, reason)
-        try:
-            return await asyncio.to_thread(rayservice.inject, body, known.conflict_policy, request.get("oldObject"))
-        except Exception:
-            return rayservice.skipped(body, _fault(request))
 
     async def _facts(self, key: PoolKey, namespace: str) -> Facts:
         deadline = asyncio.get_running_loop().time() + _PATIENCE

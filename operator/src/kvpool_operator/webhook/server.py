@@ -1,4 +1,4 @@
-"""HTTPS for the API server: two paths, an AdmissionReview each way, and how long each answer took."""
+"""HTTPS for the API server: one path, an AdmissionReview each way, and how long each answer took."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvpool_operator.injection.names import SHM_DIRECTORY
-
 _HEAD = """
 if [ "$KSERVE_INFER_ROCE" = "true" ]; then
   echo "Trying to infer RoCE configs ... "
@@ -64,7 +62,7 @@ def _pod(component: str, container: dict[str, Any]) -> dict[str, Any]:
         ],
         "volumeMounts": [
             {"name": "home", "mountPath": "/home"},
-            {"name": "dshm", "mountPath": SHM_DIRECTORY},
+            {"name": "dshm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "model-cache", "mountPath": "/models"},
             {"name": "tls-certs", "mountPath": "/var/run/kserve/tls", "readOnly": True},
         ],

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from kvpool_operator.api import ConflictPolicy
+from kvpool_operator.api import ConflictPolicy, Delivery
 from kvpool_operator.injection.facts import Facts
-from kvpool_operator.injection.names import SHM_DIRECTORY
-
-NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
-LMCACHE = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 
 
 def facts(**changes: Any) -> Facts:
@@ -22,7 +17,9 @@ def facts(**changes: Any) -> Facts:
         "password": ("demo-store-auth", "password"),
         "cpu_tier": 4 << 30,
         "conflict_policy": ConflictPolicy.SKIP,
-        "payload_image": None,
+        "delivery": Delivery.AUTO,
+        "payload_image": "payload:1",
+        "engine_image": "kvpool/serving:0.1.0",
     }
     return Facts(**{**values, **changes})
 
@@ -41,7 +38,6 @@ def serve(*further: str, **fields: Any) -> dict[str, Any]:
 
 
 SIDECAR = {"name": "proxy", "image": "envoyproxy/envoy:v1"}
-TRANSFER = ("--kv-transfer-config", json.dumps(NIXL))
 
 KINDS: dict[str, dict[str, Any]] = {
     "vllm serve": pod(serve()),
@@ -59,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
             image="kserve/huggingfaceserver:v0.17.0-gpu",
             args=["--model_name=m", "--model_id=org/m"],
             env=[{"name": "HF_HOME", "value": "/data"}],
-            volumeMounts=[{"name": "devshm", "mountPath": SHM_DIRECTORY}],
+            volumeMounts=[{"name": "devshm", "mountPath": "/dev/shm"}],  # noqa: S108
         ),
         {"name": "agent", "image": "kserve/agent:v0.17.0"},
     ),
@@ -73,6 +69,19 @@ KINDS: dict[str, dict[str, Any]] = {
             command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
             args=["--model", "/mnt/models", "--port", "8080"],
         ),
+    ),
+    "an image of one's own": pod(container(image="registry.example/team/chat:1")),
+    "a shell that installs first": pod(
+        container(command=["bash", "-c"], args=["pip install x && exec vllm serve m --config /etc/vllm.yaml"]),
+        SIDECAR,
+    ),
+    "by its GPU, with a side-car": pod(
+        {"name": "log", "image": "fluent-bit:4"},
+        container(command=["/start"], resources={"limits": {"nvidia.com/gpu": "1"}}),
+    ),
+    "by its GPU, where a side-car speaks of vLLM": pod(
+        {**SIDECAR, "args": ["--upstream=vllm:8000"]},
+        serve(resources={"limits": {"amd.com/gpu": "1"}}),
     ),
     "named by annotation": pod(
         SIDECAR,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvpool_operator.api import Settings
+from kvpool_operator.api import Delivery, Settings
 from kvpool_operator.desired import desired, grants
 from kvpool_operator.injection import facts
 from kvpool_operator.injection.facts import Facts
@@ -37,7 +37,8 @@ def test_of_a_pool_in_the_same_namespace() -> None:
     found = gather(MANAGED, status={"config": {"hash": "h1"}})
     assert (found.config_map, found.seed_secret) == ("demo-connector", "demo-hash-seed")
     assert found.password == ("demo-store-auth", "password")
-    assert (found.cpu_tier, found.mark, found.payload_image) == (1 << 30, "team/demo@h1", None)
+    assert (found.cpu_tier, found.mark, found.disk) == (1 << 30, "team/demo@h1", 0)
+    assert found.delivery is Delivery.AUTO
     assert gather(EXTERNAL).password is None
     assert gather(WITH_PASSWORD).password == ("mine", "password")
 
@@ -47,8 +48,8 @@ def test_of_a_pool_with_a_disk_tier_and_external_sentinels() -> None:
     backend = {"type": "Redis", "external": {"sentinel": group}}
     found = gather({"backend": backend, "tiers": {"disk": {"size": "1Gi"}}})
     assert (found.password, found.sentinel_password) == (None, ("theirs", "password"))
-    assert found.disk == {"sizeLimit": "1191Mi"}
-    assert gather({"tiers": {"disk": {"size": "1Gi", "path": "/data"}}}).disk is None
+    assert found.disk == 1191 << 20
+    assert gather({"tiers": {"disk": {"size": "1Gi", "path": "/data"}}}).disk == 0
     with pytest.raises(Skip):
         gather({"backend": backend, "injection": {"allowedNamespaces": ["web"]}}, "web")
 
@@ -57,7 +58,8 @@ def test_of_a_pool_elsewhere_names_of_copies() -> None:
     found = gather({**MANAGED, "injection": {"allowedNamespaces": ["web"], "delivery": "InitContainer"}}, "web")
     assert (found.config_map, found.seed_secret) == ("team.demo-connector", "team.demo-hash-seed")
     assert found.password == ("team.demo-store-auth", "password")
-    assert found.payload_image == "kvpool/payload:0.1.0"
+    assert found.delivery is Delivery.INIT_CONTAINER
+    assert (found.payload_image, found.engine_image) == ("kvpool/payload:0.1.0", "kvpool/serving:0.1.0")
 
 
 def test_another_connector_is_not_put_into_pods_of_others() -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
 
 from kvpool_connector.config import parse_quantity
-from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
-from kvpool_operator.injection.flags import structured
-from kvpool_operator.injection.names import SHM_DIRECTORY
+from kvpool_operator.api import ConflictPolicy, Delivery
+from kvpool_operator.injection.pod import inject
 
 from .injected import changed, environment, target
-from .pods import KINDS, pod, serve
+from .pods import KINDS, SIDECAR, container, facts, pod, serve
 
+MAINS = ("main", "kserve-container", "own", "ray-head", "machine-learning")
+"""Names of the containers that run vLLM in ``KINDS``."""
+PAYLOAD = "/opt/kvpool-payload"
 SEED = {"name": "demo-hash-seed", "key": "seed", "optional": True}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gets_configuration_seed_and_password(kind: str) -> None:
+    expected = next(one for one in KINDS[kind]["spec"]["containers"] if one["name"] in MAINS)
     body = changed(KINDS[kind])
     one = target(body)
+    assert one["name"] == expected["name"]
+    assert (one.get("command"), one.get("args")) == (expected.get("command"), expected.get("args"))
     variables = environment(one)
     assert variables["KVPOOL_CONFIG_FILE"] == "/etc/kvpool/kvpool.yaml"
     assert variables["PYTHONHASHSEED"] == {"secretKeyRef": SEED}
+    assert variables["KVPOOL_CONFLICT_POLICY"] == "Skip"
     assert variables["KVPOOL_ON_FAILURE"] == "continue"
     mounts = {mount["mountPath"]: mount["name"] for mount in one["volumeMounts"]}
     assert mounts["/etc/kvpool"] == "kvpool-config"
@@ -56,53 +61,12 @@ def test_a_pod_starts_again_when_its_pool_is_gone() -> None:
     assert all(source["optional"] for source in sources)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "Ray" not in kind and kind != "shell"])
-def test_arguments_are_appended_once(kind: str) -> None:
-    before, after = target(KINDS[kind]), target(changed(KINDS[kind]))
-    arguments = [*before.get("args", ())]
-    assert after["args"][: len(arguments)] == arguments
-    assert after.get("command") == before.get("command")
-    assert after["args"][len(arguments) :: 2] == ["--kv-transfer-config", "--prefix-caching-hash-algo"]
-    assert json.loads(after["args"][len(arguments) + 1]) == KV_TRANSFER
-    assert KV_TRANSFER["kv_load_failure_policy"] == "recompute"
-    assert after["args"][-1] == "sha256_cbor"
-
-
-def test_a_shell_script_gets_flags_that_survive_two_readings() -> None:
-    one = target(changed(KINDS["shell"]))
-    assert one["args"] == target(KINDS["shell"])["args"]
-    text = environment(one)["VLLM_ADDITIONAL_ARGS"]
-    assert not set(text) & set("'\"{}$`\\")
-    assert structured(text.split(), "--kv-transfer-config") == KV_TRANSFER
-    assert "--prefix-caching-hash-algo sha256_cbor" in text
-
-
-def test_a_shell_scripts_own_additional_arguments_stay() -> None:
-    body = copy.deepcopy(KINDS["shell"])
-    body["spec"]["containers"][0]["env"] = [{"name": "VLLM_ADDITIONAL_ARGS", "value": "--max-model-len 512"}]
-    assert environment(target(changed(body)))["VLLM_ADDITIONAL_ARGS"].startswith("--max-model-len 512 --kv-transfer")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"envFrom": [{"prefix": "OTHER_", "configMapRef": {"name": "a"}}]},
-        {"envFrom": [{"configMapRef": {"name": "a"}}], "env": [{"name": "VLLM_ADDITIONAL_ARGS", "value": "--x"}]},
-    ],
-    ids=["another prefix", "env counts"],
-)
-def test_a_shell_script_whose_variable_no_source_can_hold(fields: dict[str, Any]) -> None:
-    body = copy.deepcopy(KINDS["shell"])
-    body["spec"]["containers"][0] |= fields
-    once = changed(body)
-    assert "--kv-transfer-config" in environment(target(once))["VLLM_ADDITIONAL_ARGS"]
-    assert changed(once) == once
-
-
-@pytest.mark.parametrize("kind", ["Ray head", "Ray worker"])
-def test_ray_gets_no_arguments(kind: str) -> None:
-    before, after = target(KINDS[kind]), target(changed(KINDS[kind]))
-    assert (after.get("command"), after["args"]) == (before.get("command"), before["args"])
+@pytest.mark.parametrize("policy", ConflictPolicy)
+def test_the_engine_is_told_the_pools_policy(policy: ConflictPolicy) -> None:
+    own = [{"name": "KVPOOL_CONFLICT_POLICY", "value": "x"}, {"name": "KVPOOL_ON_FAILURE", "value": "stop"}]
+    variables = environment(target(changed(pod(serve(env=own)), conflict_policy=policy)))
+    assert variables["KVPOOL_CONFLICT_POLICY"] == policy
+    assert variables["KVPOOL_ON_FAILURE"] == "stop"
 
 
 def test_memory_grows_by_the_tier_where_it_is_set() -> None:
@@ -157,18 +121,19 @@ def test_memory_can_be_kept() -> None:
     assert target(changed(pod(serve(resources=resources), annotations=keep)))["resources"] == resources
 
 
-def test_tensor_parallelism_without_shared_memory_gets_some() -> None:
-    for flag in (("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2")):
-        body = changed(pod(serve(*flag)))
-        assert {"name": "kvpool-shm", "mountPath": SHM_DIRECTORY} in target(body)["volumeMounts"]
-        assert {"name": "kvpool-shm", "emptyDir": {"medium": "Memory"}} in body["spec"]["volumes"]
-    own = [{"name": "shm", "mountPath": SHM_DIRECTORY}]
-    for untouched in (pod(serve()), pod(serve("--tensor-parallel-size", "2", volumeMounts=own))):
-        assert "kvpool-shm" not in str(changed(untouched))
+def test_room_for_the_disk_tier_grows_like_memory() -> None:
+    """Its files count as the container's, and one that exceeds its limit is evicted."""
+    amounts = {"ephemeral-storage": "40Gi", "memory": "8Gi"}
+    body = pod(serve(resources={"requests": amounts, "limits": amounts}))
+    after = target(changed(body, disk=100 << 30))["resources"]
+    assert after["requests"] == after["limits"] == {"ephemeral-storage": "140Gi", "memory": "12Gi"}
+    assert target(changed(body))["resources"]["limits"]["ephemeral-storage"] == "40Gi"
+    without = pod(serve(resources={"limits": {"memory": "8Gi"}}))
+    assert target(changed(without, disk=1 << 30))["resources"]["limits"] == {"memory": "12Gi"}
 
 
 def test_a_disk_tier_has_a_folder_and_external_sentinels_a_password() -> None:
-    body = changed(pod(serve()), disk={"sizeLimit": "1Gi"}, sentinel_password=("theirs", "word"))
+    body = changed(pod(serve()), disk=1 << 30, sentinel_password=("theirs", "word"))
     mounts = {mount["mountPath"]: mount["name"] for mount in target(body)["volumeMounts"]}
     assert mounts["/var/lib/kvpool"] == "kvpool-disk"
     assert mounts["/etc/kvpool-sentinel"] == "kvpool-sentinel-auth"
@@ -187,11 +152,99 @@ def test_a_seed_of_the_users_is_replaced() -> None:
     assert [one["name"] for one in target(body)["env"]][:2] == ["PYTHONHASHSEED", "A"]
 
 
+@pytest.mark.parametrize(
+    ("delivery", "image", "brought"),
+    [
+        ("Auto", "vllm/vllm-openai:v0.32.0", True),
+        ("Auto", "kvpool/serving:0.2.0", False),
+        ("Auto", "docker.io/kvpool/serving@sha256:0", False),
+        ("Auto", "registry.example:5000/kvpool/serving:0.1.0", True),
+        ("Image", "vllm/vllm-openai:v0.32.0", False),
+        ("InitContainer", "kvpool/serving:0.1.0", True),
+    ],
+)
+def test_the_connector_comes_along_where_the_image_has_none(delivery: str, image: str, brought: bool) -> None:
+    body = changed(pod({**serve(), "image": image}), delivery=Delivery(delivery))
+    assert ("initContainers" in body["spec"]) == brought
+    assert ("PYTHONPATH" in environment(target(body))) == brought
+
+
 def test_an_init_container_brings_the_connector() -> None:
-    body = changed(pod(serve(env=[{"name": "PYTHONPATH", "value": "/own"}])), payload_image="payload:1")
+    """It names no user, since some clusters assign one: the image has its own."""
+    body = changed(pod(serve()))
     (init,) = body["spec"]["initContainers"]
     assert init["image"] == "payload:1"
     assert init["securityContext"]["runAsNonRoot"] is True
-    assert init["volumeMounts"] == [{"name": "kvpool-payload", "mountPath": "/opt/kvpool-payload"}]
-    assert environment(target(body))["PYTHONPATH"] == "/own:/opt/kvpool-payload"
+    assert "runAsUser" not in init["securityContext"]
+    assert init["volumeMounts"] == [{"name": "kvpool-payload", "mountPath": PAYLOAD}]
     assert {"name": "kvpool-payload", "emptyDir": {}} in body["spec"]["volumes"]
+    root = pod(serve())
+    root["spec"]["securityContext"] = {"runAsUser": 0}
+    (init,) = changed(root)["spec"]["initContainers"]
+    assert "runAsNonRoot" not in init["securityContext"], "the kubelet would not start it"
+
+
+REFERENCE = {"configMapKeyRef": {"name": "a", "key": "b"}}
+FROM = {"envFrom": [{"configMapRef": {"name": "settings"}}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({}, PAYLOAD),
+        ({"env": [{"name": "PYTHONPATH", "value": "/own"}]}, f"/own:{PAYLOAD}"),
+        ({"env": [{"name": "PYTHONPATH", "value": "/a::"}]}, f"/a:::{PAYLOAD}"),
+        ({"env": [{"name": "PYTHONPATH", "value": ""}], **FROM}, PAYLOAD),
+        ({"env": [{"name": "PYTHONPATH", "value": f"{PAYLOAD}:/b"}]}, f"{PAYLOAD}:/b"),
+        ({"env": [{"name": "PYTHONPATH", "valueFrom": REFERENCE}]}, f"$(KVPOOL_KEPT_PYTHONPATH):{PAYLOAD}"),
+        (FROM, f"$(PYTHONPATH):{PAYLOAD}"),
+        ({"envFrom": [{"prefix": "OTHER_", "secretRef": {"name": "a"}}]}, PAYLOAD),
+        ({"envFrom": [{"prefix": "PYTHON", "secretRef": {"name": "a"}}]}, f"$(PYTHONPATH):{PAYLOAD}"),
+    ],
+)
+def test_the_users_python_path_comes_first(fields: dict[str, Any], path: str) -> None:
+    body = changed(pod(container(**fields)))
+    assert environment(target(body))["PYTHONPATH"] == path
+    assert changed(body) == body
+
+
+def test_a_python_path_from_elsewhere_is_kept_before_ours() -> None:
+    """The kubelet fills in only what stands before."""
+    made = target(changed(pod(serve(env=[{"name": "PYTHONPATH", "valueFrom": REFERENCE}]))))["env"]
+    order = [one["name"] for one in made]
+    assert made[0] == {"name": "KVPOOL_KEPT_PYTHONPATH", "valueFrom": REFERENCE}
+    assert order.index("PYTHONPATH") > 0
+
+
+def said(body: dict[str, Any]) -> str:
+    return str(body["metadata"]["annotations"].get("kvpool.dev/warning", ""))
+
+
+def test_a_replaced_seed_is_told_with_the_way_out() -> None:
+    body = pod(serve(env=[{"name": "PYTHONHASHSEED", "value": "123"}]))
+    outcome = inject(body, facts())
+    (warning,) = outcome.warnings
+    assert warning.startswith("kvpool: PYTHONHASHSEED=123 is replaced by the pool's")
+    assert warning.endswith("key seed of Secret demo-hash-seed")
+    assert said(outcome.body) == warning.removeprefix("kvpool: ")
+    assert said(changed(outcome.body)) == said(outcome.body), "a second look keeps it"
+    assert not said(changed(pod(serve())))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes", "warned"),
+    [
+        ({"livenessProbe": {}}, {"cpu_tier": 64 << 30}, True),
+        ({"livenessProbe": {}}, {"disk": 64 << 30}, True),
+        ({"livenessProbe": {}}, {}, False),
+        ({"livenessProbe": {}, "startupProbe": {}}, {"cpu_tier": 64 << 30}, False),
+        ({}, {"cpu_tier": 64 << 30}, False),
+    ],
+)
+def test_a_probe_that_a_long_start_would_break(fields: dict[str, Any], sizes: dict[str, int], warned: bool) -> None:
+    assert ("add one" in said(changed(pod(serve(**fields)), **sizes))) == warned
+
+
+def test_a_side_car_is_left_alone() -> None:
+    body = changed(pod(SIDECAR, serve()))
+    assert body["spec"]["containers"][0] == SIDECAR

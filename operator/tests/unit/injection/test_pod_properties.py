@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvpool_operator.api import ConflictPolicy
-from kvpool_operator.desired.connectors.kvpool import KV_TRANSFER
-from kvpool_operator.injection.names import SHM_DIRECTORY
+from kvpool_operator.api import ConflictPolicy, Delivery
 from kvpool_operator.injection.patch import diff
 from kvpool_operator.injection.pod import inject
 
 from .patches import applied
-from .pods import LMCACHE, NIXL, facts, pod
+from .pods import facts, pod
 
-_words = st.sampled_from(
-    [
-        "--kv-transfer-config", "--kv_transfer_config=" + json.dumps(NIXL), json.dumps(LMCACHE), json.dumps(KV_TRANSFER),
-        "--kv-transfer-config.kv_connector", "NixlConnector", "--prefix-caching-hash-algo", "sha256_cbor", "-tp", "2",
-        "--tensor-parallel-size=4", "serve", "vllm", "m", "--port", "8000", "--backend", "huggingface", "--", "{",
-        "--no-enable-prefix-caching", "--enable-prefix-caching", "--kv-offloading-size",
-    ]
-)  # fmt: skip
+_words = st.sampled_from(["serve", "vllm", "m", "--port", "8000", "--config", "--", "{", "--upstream=vllm:80"])
 _command = st.one_of(
     st.none(),
     st.sampled_from(
@@ -33,7 +23,7 @@ _command = st.one_of(
             ["python3", "-m", "vllm.entrypoints.openai.api_server"],
             ["python", "-m", "huggingfaceserver"],
             ["bash", "-c"],
-            ["sh", "-c", "vllm serve m ${VLLM_ADDITIONAL_ARGS}"],
+            ["sh", "-c", "vllm serve m"],
             ["nginx"],
         ]
     ),
@@ -43,9 +33,16 @@ _env = st.lists(
         st.builds(
             lambda name, value: {"name": name, "value": value},
             st.sampled_from(
-                ["PYTHONPATH", "PYTHONHASHSEED", "VLLM_ADDITIONAL_ARGS", "KVPOOL_CONFIG_FILE", "KVPOOL_ON_FAILURE", "A"]
+                [
+                    "PYTHONPATH",
+                    "PYTHONHASHSEED",
+                    "KVPOOL_CONFIG_FILE",
+                    "KVPOOL_CONFLICT_POLICY",
+                    "KVPOOL_ON_FAILURE",
+                    "A",
+                ]
             ),
-            st.sampled_from(["", "0", "--port 1", "/etc/kvpool/kvpool.yaml", "a:b", "--kv-transfer-config '{'"]),
+            st.sampled_from(["", "0", "Multi", "/etc/kvpool/kvpool.yaml", "a:b", "a::", "/opt/kvpool-payload"]),
         ),
         st.just({"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
     ),
@@ -56,14 +53,16 @@ _memory = st.sampled_from(["8Gi", "1.5Gi", "512M", "1000m", "9e9"])
 _resources = st.fixed_dictionaries(
     {},
     optional={
-        "requests": st.fixed_dictionaries({}, optional={"memory": _memory, "cpu": st.just("1")}),
+        "requests": st.fixed_dictionaries(
+            {}, optional={"memory": _memory, "cpu": st.just("1"), "ephemeral-storage": _memory}
+        ),
         "limits": st.fixed_dictionaries({}, optional={"memory": _memory}),
     },
 )
 _mounts = st.lists(
     st.builds(
         lambda path: {"name": "own", "mountPath": path},
-        st.sampled_from([SHM_DIRECTORY, "/etc/kvpool", "/data", "/opt/"]),
+        st.sampled_from(["/dev/shm", "/etc/kvpool", "/data", "/opt/"]),  # noqa: S108
     ),
     max_size=2,
     unique_by=lambda one: one["mountPath"],
@@ -77,6 +76,8 @@ _container = st.fixed_dictionaries(
         "command": _command.filter(lambda one: one is not None),
         "args": st.lists(_words, max_size=6),
         "env": _env,
+        "envFrom": st.sampled_from([[{"configMapRef": {"name": "a"}}], [{"prefix": "X_", "secretRef": {"name": "a"}}]]),
+        "livenessProbe": st.just({"httpGet": {"port": 8000}}),
         "resources": _resources,
         "volumeMounts": _mounts,
     },
@@ -94,7 +95,8 @@ _pods = st.builds(
 _facts = st.builds(
     facts,
     conflict_policy=st.sampled_from(list(ConflictPolicy)),
-    payload_image=st.sampled_from([None, "payload:1"]),
+    delivery=st.sampled_from(list(Delivery)),
+    disk=st.sampled_from([0, 64 << 30]),
     password=st.sampled_from([None, ("s", "password")]),
 )
 
@@ -105,7 +107,16 @@ def test_once_is_as_good_as_twice_and_the_patch_says_the_same(body: dict[str, An
     assert applied(body, diff(body, once.body)) == once.body
     twice = inject(once.body, known)
     assert twice.body == once.body
-    assert twice.denied == once.denied
+
+
+@given(_pods, _facts)
+def test_nothing_is_taken_away_and_no_word_is_changed(body: dict[str, Any], known: Any) -> None:
+    after = inject(body, known).body["spec"]["containers"]
+    for before, made in zip(body["spec"]["containers"], after, strict=True):
+        assert (made.get("command"), made.get("args")) == (before.get("command"), before.get("args"))
+        assert before.keys() <= made.keys()
+        kept = {one["name"] for one in before.get("env", ())}
+        assert kept <= {one["name"] for one in made.get("env", ())}
 
 
 @given(_pods, _facts)

@@ -1,4 +1,4 @@
-"""What is said about Pods of others."""
+"""What is said about users' Pods."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ def test_no_pods(seen: Observed) -> None:
 def test_all_injected(seen: Observed) -> None:
     condition, _, _ = status(seen, consumer("a", mark=mark(seen)), consumer("b", mark="team/demo"))
     assert (condition["status"], condition["reason"]) == ("True", "Injected")
-    assert condition["message"] == ("Pods of others: 2 are ready with it, and their engines were not heard")
+    assert condition["message"] == ("users' Pods: 2 are ready with it, and their engines were not heard")
 
 
 def test_only_engines_that_say_so_use_the_pool(seen: Observed) -> None:
     one, other = (consumer(name, mark=mark(seen), says=ACTIVE) for name in "ab")
     condition, _, made = status(seen, one, other)
     assert (condition["status"], condition["reason"]) == ("True", "Active")
-    assert condition["message"] == "2 Pods of others use the pool, as their engines say"
+    assert condition["message"] == "2 users' Pods use the pool, as their engines say"
     assert {(row["state"], row["reason"]) for row in made["consumers"]} == {("Active", ACTIVE.reason)}
     condition, _, _ = status(seen, one, consumer("b", mark=mark(seen)))
     assert (condition["status"], condition["reason"]) == ("True", "Injected")
-    assert condition["message"].startswith("1 Pods of others use the pool, as their engines say; ")
+    assert condition["message"].startswith("1 users' Pods use the pool, as their engines say; ")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_only_engines_that_say_so_use_the_pool(seen: Observed) -> None:
     [
         (EngineSays(EngineState.SKIPPED, "it has NIXL"), "Skipped", "PodsSkipped", "the cache: it has NIXL"),
         (EngineSays(EngineState.DISABLED, "a fault"), "Disabled", "PodsDisabled", "the cache: a fault"),
-        (EngineSays(EngineState.ABSENT, ""), "Disabled", "PodsDisabled", "its image has no connector"),
+        (EngineSays(EngineState.ABSENT, ""), "Disabled", "PodsDisabled", "knows nothing of kvpool"),
     ],
 )
 @pytest.mark.parametrize("old", [False, True])
@@ -117,35 +117,34 @@ def test_only_pods_that_were_seen_ready_use_the_pool(seen: Observed, unseen: See
     condition, _, made = status(seen, consumer("a", mark=mark(seen)), written)
     assert (condition["status"], condition["reason"]) == ("True", "Written")
     assert condition["message"] == (
-        "Pods of others: 1 are ready with it, and their engines were not heard, 1 were changed and not seen ready yet"
+        "users' Pods: 1 are ready with it, and their engines were not heard, 1 were changed and not seen ready yet"
     )
     assert [one["state"] for one in made["consumers"]] == ["Written", "Injected"]
     assert made["consumers"][0]["reason"].startswith("changed at its creation; ")
     condition, _, _ = status(seen, written)
-    assert condition["message"] == "Pods of others: 1 were changed and not seen ready yet"
+    assert condition["message"] == "users' Pods: 1 were changed and not seen ready yet"
 
 
-@pytest.mark.parametrize(
-    ("delivery", "advice", "absent"),
-    [
-        ("Image", "Set spec.injection.delivery: InitContainer, or remove the annotation kvpool.dev/pool", "nothing"),
-        ("InitContainer", "see its log, or remove the annotation kvpool.dev/pool", "delivery"),
-    ],
-)
 @pytest.mark.parametrize("config_hash", ["", "@old"])
-def test_a_pod_that_crashes_since_it_was_changed(
-    make_pool: MakePool, delivery: str, advice: str, absent: str, config_hash: str
-) -> None:
-    pool = make_pool({**SPEC, "injection": {"delivery": delivery}})
-    seen = Observed(generation=1, pool=pool)
+def test_a_pod_that_crashes_since_it_was_changed(seen: Observed, config_hash: str) -> None:
     crashed = consumer("z", mark=f"team/demo{config_hash}", seen=Seen.CRASHED, crash=CRASH)
+    crashed = dataclasses.replace(crashed, workload="Deployment web")
     condition, ready, made = status(seen, consumer("a"), crashed)
     assert (condition["status"], condition["reason"]) == ("False", "PodsFailing")
     assert condition["message"].startswith(f"1 of 2 Pods: team/z: {CRASH}; see its log")
-    assert advice in condition["message"]
-    assert absent not in condition["message"]
+    assert "remove the annotation kvpool.dev/pool from Deployment web to run without the cache" in condition["message"]
     assert ready["status"] == "True"
     assert [one["state"] for one in made["consumers"]] == ["Failing", "Missed"]
+
+
+def test_what_the_owner_was_warned_of_stays_in_the_status(seen: Observed) -> None:
+    warned = dataclasses.replace(consumer("a", mark=mark(seen)), warning="PYTHONHASHSEED=1 is replaced")
+    condition, _, made = status(seen, warned)
+    assert condition["reason"] == "Injected"
+    assert made["consumers"][0]["state"] == "Injected"
+    assert made["consumers"][0]["reason"].endswith(f"; {warned.warning}")
+    old = dataclasses.replace(warned, mark="team/demo@old")
+    assert status(seen, old)[2]["consumers"][0]["reason"].endswith(f"restart the Pod when it suits; {warned.warning}")
 
 
 @pytest.mark.parametrize(

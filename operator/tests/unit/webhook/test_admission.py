@@ -8,7 +8,6 @@ import pytest
 
 from kvpool_operator.api import Settings
 from kvpool_operator.injection import pod as pod_module
-from kvpool_operator.injection import rayservice as rayservice_module
 from kvpool_operator.injection.facts import Facts
 from kvpool_operator.injection.outcome import Outcome
 from kvpool_operator.observe import parents as parents_module
@@ -53,15 +52,6 @@ async def test_a_pod_whose_pool_could_not_be_asked_for(server: ApiServer, fault:
     assert server.asked > 1, "it is asked again while there is time"
 
 
-async def test_a_rayservice_whose_pool_could_not_be_asked_for(server: ApiServer) -> None:
-    server.fault = 0
-    service = {"metadata": {"name": "llms", "annotations": {"kvpool.dev/pool": "demo"}}, "spec": {"serveConfigV2": ""}}
-    outcome = await admission(server).rayservice(request(service))
-    assert outcome is not None
-    assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("NoAnswer: ")
-    assert outcome.body["spec"] == service["spec"]
-
-
 async def test_a_pod_whose_cluster_could_not_be_asked_for_passes_as_it_is(server: ApiServer) -> None:
     """Whether it is any of kvpool's business is not known; the list of all Pods finds it where it is."""
     server.fault = 0
@@ -75,7 +65,7 @@ async def test_a_pod_whose_pool_is_absent(server: ApiServer) -> None:
     assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("PoolMissing: ")
 
 
-async def test_a_fault_of_ours_is_a_reason_on_the_object(
+async def test_a_fault_of_ours_is_a_reason_on_the_pod(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """So that nobody takes it for a Pod that the webhook never saw."""
@@ -88,11 +78,9 @@ async def test_a_fault_of_ours_is_a_reason_on_the_object(
 
     monkeypatch.setattr(Admission, "_facts", known)
     monkeypatch.setattr(pod_module, "inject", broken)
-    monkeypatch.setattr(rayservice_module, "inject", broken)
-    for decide in (admission(server).pod, admission(server).rayservice):
-        body = pod(serve())
-        outcome = await decide(request(body))
-        assert outcome is not None
-        assert outcome.body["spec"] == body["spec"]
-        assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("OperatorFault: ")
+    body = pod(serve())
+    outcome = await admission(server).pod(request(body))
+    assert outcome is not None
+    assert outcome.body["spec"] == body["spec"]
+    assert outcome.body["metadata"]["annotations"]["kvpool.dev/skip-reason"].startswith("OperatorFault: ")
     assert "KeyError" in caplog.text

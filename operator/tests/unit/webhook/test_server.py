@@ -55,12 +55,6 @@ async def test_no_change_is_no_patch() -> None:
         assert (await ask(outcome, review()))[1] == {"uid": "u1", "allowed": True}
 
 
-async def test_a_refusal_has_its_reason() -> None:
-    _, answer = await ask(Outcome(BODY, denied="because"), review())
-    assert answer["allowed"] is False
-    assert answer["status"]["message"] == "kvpool: because"
-
-
 async def test_a_fault_of_ours_lets_the_object_pass(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         assert (await ask(RuntimeError("ours"), review(name="p")))[1] == {"uid": "u1", "allowed": True}
