@@ -19,7 +19,7 @@ from e2e.cluster.settings import REPOSITORY, Settings
 
 # The serving image's base here: kind nodes have no GPU.
 CPU_BASE = "vllm/vllm-openai-cpu:v0.32.0"
-DOCKERFILES = {"operator": "Dockerfile.operator", "serving": "Dockerfile.serving"}
+DOCKERFILES = {name: f"Dockerfile.{name}" for name in ("operator", "serving", "payload")}
 
 
 class KindProvider:

@@ -18,7 +18,7 @@ from e2e.cluster.progress import ClusterError, Progress
 from e2e.cluster.settings import read_settings
 
 Mode = Literal["control", "node"]
-IMAGE_NAMES = ("store", "operator", "serving")
+IMAGE_NAMES = ("store", "operator", "serving", "payload")
 STORE_IMAGE_NAMES = ("mooncake", "etcd", "lmcache")
 """Images of stores other than Redis and Valkey: loaded where they are named."""
 

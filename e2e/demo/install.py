@@ -130,7 +130,12 @@ def chart_values(images: Mapping[str, str], folders: Sequence[HostFolder], dtype
     }
     values: dict[str, Any] = {"settings": settings}
     if "store" in images:
-        settings["images"] = {"redis": images["store"], "valkey": images["store"], "engine": images["serving"]}
+        settings["images"] = {
+            "redis": images["store"],
+            "valkey": images["store"],
+            "engine": images["serving"],
+            "payload": images["payload"],
+        }
     if "operator" in images:
         repository, _, tag = images["operator"].rpartition(":")
         values["image"] = {"repository": repository, "tag": tag}

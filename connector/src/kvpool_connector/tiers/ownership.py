@@ -69,9 +69,8 @@ def unusable(folder: Path, error: OSError) -> ConfigError:
 
 
 def _this_process() -> str:
-    return (
-        f"pid {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
-    )
+    now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017  (Python 3.10 has no other name for it)
+    return f"pid {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M:%S} UTC"
 
 
 _held: weakref.WeakSet[Ownership] = weakref.WeakSet()

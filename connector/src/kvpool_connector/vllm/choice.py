@@ -32,7 +32,13 @@ DEFAULT_HASH_ALGORITHM = "sha256"
 """vLLM 0.32's own choice, which stands for "not chosen" here."""
 
 
-class Policy(enum.StrEnum):
+class _Word(str, enum.Enum):  # noqa: UP042
+    """A word of a closed set: Python's `StrEnum`, which 3.10 lacks."""
+
+    __str__ = str.__str__
+
+
+class Policy(_Word):
     """What to do with an engine that has another KV connector."""
 
     SKIP = "Skip"
@@ -41,7 +47,7 @@ class Policy(enum.StrEnum):
     FAIL = "Fail"
 
 
-class State(enum.StrEnum):
+class State(_Word):
     """What became of kvpool in an engine."""
 
     ACTIVE = "active"

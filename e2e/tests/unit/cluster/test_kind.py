@@ -65,9 +65,9 @@ def test_up_again_only_fetches_the_kubeconfig(stage: Stage) -> None:
 
 
 def test_images_are_built_and_loaded_and_the_store_is_pulled(stage: Stage) -> None:
-    loaded = stage.provider.load_images(["store", "operator", "serving"], stage.sources)
-    operator, serving = "localhost/kvpool/operator:dev", "localhost/kvpool/serving:dev"
-    assert loaded == {"operator": operator, "serving": serving}
+    loaded = stage.provider.load_images(["store", "operator", "serving", "payload"], stage.sources)
+    operator, serving, payload = (f"localhost/kvpool/{name}:dev" for name in ("operator", "serving", "payload"))
+    assert loaded == {"operator": operator, "serving": serving, "payload": payload}
     images = REPOSITORY / "images"
     assert stage.issued() == [
         f"docker build --file {images}/Dockerfile.operator --tag {operator} {REPOSITORY}",
@@ -75,6 +75,8 @@ def test_images_are_built_and_loaded_and_the_store_is_pulled(stage: Stage) -> No
         f"docker build --file {images}/Dockerfile.serving --tag {serving}"
         f" --build-arg BASE=vllm/vllm-openai-cpu:v0.32.0 {REPOSITORY}",
         f"kind load docker-image {serving} --name kvpool-t",
+        f"docker build --file {images}/Dockerfile.payload --tag {payload} {REPOSITORY}",
+        f"kind load docker-image {payload} --name kvpool-t",
     ]
 
 
