@@ -89,44 +89,28 @@ def pools(count: int, seed: int) -> Iterator[dict[str, Any]]:
         yield spec
 
 
-KEYS = ("kvpool.dev/pool", "kvpool.dev/container", "kvpool.dev/memory", "kvpool.dev/injected", "kvpool.dev/skip-reason")
+KEYS = (
+    "kvpool.dev/pool",
+    "kvpool.dev/container",
+    "kvpool.dev/memory",
+    "kvpool.dev/injected",
+    "kvpool.dev/skip-reason",
+    "kvpool.dev/warning",
+)
 """Annotations that the operator reads or writes."""
-VARIABLE = "VLLM_ADDITIONAL_ARGS"
-"""Without it in a script the script is not read any further."""
 SCRIPTS = (
-    f"vllm serve m ${VARIABLE} " + "# " * 200_000,
-    f"vllm serve m ${VARIABLE} " + "# " * 30_000,
-    f"vllm serve m ${VARIABLE} '" + "x" * 60_000 + "'",
-    f"vllm serve m ${VARIABLE} '" + "x" * (1 << 20) + "'",
-    f"vllm serve m ${VARIABLE} " + "$(" * 2000,
-    f"vllm serve m ${VARIABLE} " + "'" * 4999,
-    f"vllm serve m ${VARIABLE} --kv-transfer-config '" + '{"a":' * 3000,
-    f"exec vllm serve m ${VARIABLE} --port 8000 | tee /tmp/x; " * 900,
+    "vllm serve m " + "# " * 200_000,
+    "vllm serve m '" + "x" * 60_000 + "'",
+    "vllm serve m '" + "x" * (1 << 20) + "'",
+    "vllm serve m " + "$(" * 2000,
+    "vllm serve m " + "'" * 4999,
+    "vllm serve m --kv-transfer-config '" + '{"a":' * 3000,
+    "exec vllm serve m --port 8000 | tee /tmp/x; " * 900,
     "vllm serve ${A:-${B:-${C}}} \\\n" * 5000,
 )
 """Long, deeply nested and unfinished texts where a shell script would be."""
-WORDS = (
-    "'" + "x" * 60_000 + "'",
-    "'" + "x" * (1 << 20) + "'",
-    "'" * 4999,
-    "--kv-transfer-config '" + '{"a":' * 3000,
-    "--a " * 15_000,
-)
-"""The like where arguments for a shell would be."""
-CONNECTORS = (
-    '{"a":' * 3000,
-    "[" * 5000,
-    "1" * 5000,
-    '{"kv_connector":"Other","a":' + '{"a":' * 500 + "1" + "}" * 501,
-    '{"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":['
-    + '{"a":' * 500
-    + "1"
-    + "}" * 500
-    + "]}}",
-    '{"kv_connector":"Other","a":"' + "x" * (1 << 20) + '"}',
-    '{"kv_connector":"\\ud800"}',
-)
-"""The like where the JSON of a connector would be."""
+VARIABLES = ("PYTHONPATH", "PYTHONHASHSEED", "KVPOOL_CONFIG_FILE", "KVPOOL_CONFLICT_POLICY", "KVPOOL_ON_FAILURE")
+"""What injection reads or writes of an environment."""
 
 
 def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
@@ -135,7 +119,7 @@ def pods(count: int, seed: int) -> Iterator[tuple[dict[str, str], dict[str, Any]
     for _ in range(count):
         annotations = {"kvpool.dev/pool": draw.choice(("demo", draw.choice(TEXTS)))}
         annotations |= {key: draw.choice(TEXTS) for key in draw.sample(KEYS[1:], draw.randrange(3))}
-        yield annotations, draw.choice((_script, _variable, _connector, _nothing))(draw)
+        yield annotations, draw.choice((_script, _variable, _nothing))(draw)
 
 
 def _script(draw: random.Random) -> dict[str, Any]:
@@ -143,13 +127,8 @@ def _script(draw: random.Random) -> dict[str, Any]:
 
 
 def _variable(draw: random.Random) -> dict[str, Any]:
-    value = draw.choice((*WORDS, *TEXTS))
-    script = f"vllm serve m ${VARIABLE}"
-    return {"command": ["bash", "-c"], "args": [script], "env": [{"name": VARIABLE, "value": value}]}
-
-
-def _connector(draw: random.Random) -> dict[str, Any]:
-    return {"args": ["--kv-transfer-config", draw.choice((*CONNECTORS, *TEXTS))]}
+    names = draw.sample(VARIABLES, draw.randrange(1, 3))
+    return {"env": [{"name": name, "value": draw.choice(TEXTS)} for name in names]}
 
 
 def _nothing(draw: random.Random) -> dict[str, Any]:

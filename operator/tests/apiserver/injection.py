@@ -8,18 +8,6 @@ from typing import Any
 from .conftest import Operator
 from .kubectl import Kubectl, eventually
 
-SERVE_CONFIG = """\
-# An application with two models.
-applications:
-  - name: llms
-    route_prefix: "/"
-    args:
-      llm_configs:
-        - model_loading_config: {model_id: a, model_source: org/a}
-          engine_kwargs: {max_model_len: 4096}
-        - model_loading_config: {model_id: b}
-"""
-
 
 def pod(name: str, *, pool: str = "demo", **metadata: Any) -> dict[str, Any]:
     head = {"name": name, "annotations": {"kvpool.dev/pool": pool} if pool else {}, **metadata}

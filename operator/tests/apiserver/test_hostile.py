@@ -230,8 +230,7 @@ def test_pools(kubectl: Kubectl, watched: Watched, count: int) -> None:
 @pytest.mark.timeout(40 * PATIENCE_S, func_only=True)
 def test_pods(kubectl: Kubectl, watched: Watched, count: int) -> None:
     """Each is let in, with the cache or with a reason, or refused by the API server itself. Many of each kind are."""
-    # Of the policies, Multi looks closest at what is there: it copies and writes it.
-    kubectl.apply_pool("demo", {**POOL_SPEC, "injection": {"conflictPolicy": "Multi"}})
+    kubectl.apply_pool("demo", POOL_SPEC)
     kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
 
     async def attack() -> tuple[Counter[str], list[str]]:

@@ -1,9 +1,8 @@
-"""The API server calls the webhook over TLS, and Pods of others are what they are afterwards."""
+"""The API server calls the webhook over TLS, and users' Pods are what they are afterwards."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -16,8 +15,12 @@ def test_a_pod_gets_the_cache(pool: Kubectl) -> None:
     create(pool, pod("one"))
     body = pool.must_get("pod", "one")
     (container,) = body["spec"]["containers"]
-    assert container["args"][:3] == ["--port", "8000", "--kv-transfer-config"]
-    assert json.loads(container["args"][3])["kv_connector"] == "KVPoolConnector"
+    assert (container["command"], container["args"]) == (["vllm", "serve", "m"], ["--port", "8000"])
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert variables["KVPOOL_CONFIG_FILE"] == "/etc/kvpool/kvpool.yaml"
+    assert (variables["KVPOOL_CONFLICT_POLICY"], variables["KVPOOL_ON_FAILURE"]) == ("Skip", "continue")
+    assert variables["PYTHONPATH"] == "/opt/kvpool-payload"
+    assert [one["name"] for one in body["spec"]["initContainers"]] == ["kvpool-payload"]
     assert container["resources"] == {"requests": {"memory": "9Gi"}, "limits": {"memory": "9Gi"}}
     config_hash = pool.must_get("kvcachepool", "demo")["status"]["config"]["hash"]
     assert annotations_of(pool, "one")["kvpool.dev/injected"] == f"{pool.namespace}/demo@{config_hash}"
@@ -55,6 +58,7 @@ def test_a_state_tells_what_was_seen_of_the_container(pool: Kubectl) -> None:
         found = pool.await_condition("demo", "InjectionReady", reason=reason)
     assert found["status"] == "False"
     assert f"{pool.namespace}/one: container main ended: Error, exit code 1" in found["message"]
+    assert "remove the annotation kvpool.dev/pool" in found["message"]
 
 
 def test_pods_of_a_deployment_and_its_template_stays_as_it_was(pool: Kubectl) -> None:
@@ -133,35 +137,57 @@ def test_a_pool_and_its_pod_applied_together(kubectl: Kubectl) -> None:
 
 
 @pytest.mark.parametrize(
-    ("container", "reason"),
+    ("fields", "reason"),
     [
-        ({"command": ["nginx"], "image": "nginx:1"}, "NoVLLM"),
-        ({"command": ["sh", "-c", "vllm serve m"], "args": []}, "ShellCommand"),
-        (
-            {"args": ["--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_both"}']},
-            "ConnectorPresent",
-        ),
-        ({"args": ["--prefix-caching-hash-algo", "xxhash"]}, "HashAlgorithm"),
+        ({"kvpool.dev/container": "other"}, "NoVLLM"),
+        ({"kvpool.dev/pool": "no/such/pool"}, "BadReference"),
+        ({"kvpool.dev/pool": "absent"}, "PoolMissing"),
     ],
-    ids=["an image without vLLM", "a shell", "another connector", "another hash"],
+    ids=["another container", "no reference", "no pool"],
 )
 def test_a_pod_that_can_not_be_changed_starts_with_the_reason(
-    pool: Kubectl, container: dict[str, Any], reason: str
+    pool: Kubectl, fields: dict[str, str], reason: str
 ) -> None:
-    create(pool, {**pod("one"), "spec": pod_spec(**container)})
+    create(pool, pod("one", annotations={"kvpool.dev/pool": "demo", **fields}))
     assert annotations_of(pool, "one")["kvpool.dev/skip-reason"].startswith(f"{reason}: ")
+    assert "env" not in pool.must_get("pod", "one")["spec"]["containers"][0]
+
+
+def test_a_skipped_pod_is_in_the_status(pool: Kubectl) -> None:
+    create(pool, pod("one", annotations={"kvpool.dev/pool": "demo", "kvpool.dev/container": "other"}))
     pool.await_condition("demo", "InjectionReady", reason="PodsSkipped")
     assert pool.must_get("kvcachepool", "demo")["status"]["consumers"][0]["state"] == "Skipped"
 
 
-def test_the_policy_fail_refuses_the_pod(kubectl: Kubectl) -> None:
+def test_a_replaced_seed_is_a_warning_on_the_pod_and_in_the_status(pool: Kubectl) -> None:
+    own = [{"name": "PYTHONHASHSEED", "value": "123"}]
+    warning = create(pool, {**pod("one"), "spec": pod_spec(env=own)})
+    assert "Warning: kvpool: PYTHONHASHSEED=123 is replaced by the pool's" in warning
+    text = annotations_of(pool, "one")["kvpool.dev/warning"]
+    assert text in warning
+    pool.await_condition("demo", "InjectionReady", reason="Written")
+    (consumer,) = pool.must_get("kvcachepool", "demo")["status"]["consumers"]
+    assert consumer["reason"].endswith(text)
+
+
+def test_an_engine_of_the_policy_fail_is_told_so(kubectl: Kubectl) -> None:
+    """It refuses to start by itself: only it knows whether it has another connector."""
     kubectl.apply_pool("demo", {**POOL, "injection": {"conflictPolicy": "Fail"}})
     kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
     taken = {"args": ["--kv-transfer-config", '{"kv_connector":"NixlConnector"}']}
-    done = kubectl.run("create", "-f", "-", text=json.dumps({**pod("one"), "spec": pod_spec(**taken)}))
-    assert done.returncode != 0
-    assert "NixlConnector" in done.stderr
-    assert kubectl.get("pod", "one") is None
+    create(kubectl, {**pod("one"), "spec": pod_spec(**taken)})
+    (container,) = kubectl.must_get("pod", "one")["spec"]["containers"]
+    assert container["args"] == taken["args"]
+    assert {"name": "KVPOOL_CONFLICT_POLICY", "value": "Fail"} in container["env"]
+
+
+def test_a_pool_of_before_keeps_its_delivery(kubectl: Kubectl) -> None:
+    kubectl.apply_pool("demo", {**POOL, "injection": {"delivery": "Image"}})
+    kubectl.await_condition("demo", "ConfigRendered", reason="Rendered")
+    create(kubectl, pod("one"))
+    body = kubectl.must_get("pod", "one")
+    assert is_injected(body)
+    assert "initContainers" not in body["spec"]
 
 
 def test_off_is_off(kubectl: Kubectl) -> None:

@@ -1,4 +1,4 @@
-"""What a Pod that others made shows of the cache."""
+"""What a Pod that a controller made shows of the cache."""
 
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ def container(pod: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def transfer_configs(words: list[str]) -> list[dict[str, Any]]:
-    """Values of all --kv-transfer-config."""
-    return [json.loads(words[place + 1]) for place, word in enumerate(words) if word == "--kv-transfer-config"]
-
-
 def assert_carries_the_cache(kubectl: Kubectl, pod: Mapping[str, Any], name: str, config_hash: str) -> None:
     """Environment, volumes and mounts, each once, and all that they name exists in the Pod's namespace."""
     assert annotation(pod, INJECTED) == f"{kubectl.namespace}/{NAME}@{config_hash}", pod["metadata"]
     assert not annotation(pod, SKIP_REASON)
     main = container(pod, name)
     env = [one["name"] for one in main["env"]]
-    assert {"KVPOOL_CONFIG_FILE", "PYTHONHASHSEED", "KVPOOL_ON_FAILURE"} <= set(env)
+    assert {"KVPOOL_CONFIG_FILE", "KVPOOL_CONFLICT_POLICY", "KVPOOL_ON_FAILURE", "PYTHONHASHSEED"} <= set(env)
     assert len(env) == len(set(env))
+    (path,) = [one["value"] for one in main["env"] if one["name"] == "PYTHONPATH"]
+    assert path in {one["mountPath"] for one in main["volumeMounts"]}
+    assert "kvpool-payload" in {one["name"] for one in pod["spec"]["initContainers"]}
     paths = [one["mountPath"] for one in main["volumeMounts"]]
     assert {"kvpool-config", "kvpool-store-auth"} <= {one["name"] for one in main["volumeMounts"]}
     assert len(paths) == len(set(paths))

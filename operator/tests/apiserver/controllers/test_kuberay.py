@@ -59,11 +59,6 @@ def service(serve_config: str) -> dict[str, Any]:
     return body
 
 
-def engines(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """``engine_kwargs`` of each model."""
-    return [one["engine_kwargs"] for app in config["applications"] for one in app["args"]["llm_configs"]]
-
-
 def pods(kubectl: Kubectl) -> dict[str, dict[str, Any]]:
     """The cluster's Pods by node type: one head, one worker."""
 
@@ -146,12 +141,10 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
     active = serving(team)
     host = next(host for host in dashboards.given if host.startswith(f"{active}-head-svc.{team.namespace}."))
     (given,) = dashboards.given[host]
-    for engine in engines(given):
-        assert engine["kv_transfer_config"]["kv_connector"] == "KVPoolConnector"
-        assert engine["prefix_caching_hash_algo"] == "sha256_cbor"
-        assert engine["tensor_parallel_size"] == 1
+    assert given == yaml.safe_load(without_connector())
 
     before, spec = clusters(team), team.must_get("rayservice", NAME)["spec"]
+    assert spec["serveConfigV2"] == without_connector()
     generation = team.must_get("rayservice", NAME)["metadata"]["generation"]
     assert list(before) == [active]
     uids = {pod["metadata"]["uid"] for pod in pods(team).values()}
@@ -169,7 +162,7 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
     assert {pod["metadata"]["uid"] for pod in pods(team).values()} == uids
     assert len(dashboards.given[host]) == 1
 
-    # The same manifest again, as GitOps applies it: serveConfigV2 becomes the same bytes.
+    # The same manifest again, as GitOps applies it.
     team.apply(service(without_connector()))
     after = team.must_get("rayservice", NAME)
     assert (after["metadata"]["generation"], after["spec"]) == (generation, spec)
@@ -195,27 +188,13 @@ def test_a_rayservice_and_three_edits_of_the_pool(team: Kubectl, node: None, das
     eventually(lambda: len(clusters(team)) == 2, seconds=2 * PATIENCE_S, what="a second RayCluster")
 
 
-def test_rays_example_as_it_stands_keeps_its_connector_and_says_so(team: Kubectl) -> None:
-    """serveConfigV2 names LMCache's: it is left as it is, byte for byte. The Pods get what they would need for ours."""
-    done = team.run("apply", "-f", "-", text=json.dumps(service(SEED)))
-    assert done.returncode == 0, done.stderr
-    assert "ConnectorPresent: applications[0].args.llm_configs[0]" in done.stderr
+def test_rays_example_as_it_stands(team: Kubectl) -> None:
+    """serveConfigV2 names LMCache's connector: it stays, byte for byte, and the engines are told by which policy to decide."""
+    team.apply_pool(looks.NAME, pool(injection={"conflictPolicy": "Replace"}))
+    team.apply(service(SEED))
     body = team.must_get("rayservice", NAME)
     assert body["spec"]["serveConfigV2"] == SEED
-    assert looks.annotation(body, looks.SKIP_REASON).startswith("ConnectorPresent: ")
+    assert looks.annotation(body, looks.SKIP_REASON) == ""
     for kind, pod in pods(team).items():
         looks.assert_carries_the_cache(team, pod, CONTAINERS[kind], looks.config_hash(team))
-
-
-def test_rays_example_with_the_connectors_name_changed(team: Kubectl) -> None:
-    """The text is the user's, byte for byte; the environment that the example sets for LMCache stays in it."""
-    text = SEED.replace(
-        "LMCacheConnectorV1", "KVPoolConnector\n              kv_connector_module_path: kvpool_connector.vllm"
-    )
-    team.apply(service(text))
-    body = team.must_get("rayservice", NAME)
-    (engine,) = engines(yaml.safe_load(body["spec"]["serveConfigV2"]))
-    assert engine["kv_transfer_config"]["kv_connector"] == "KVPoolConnector"
-    assert body["spec"]["serveConfigV2"] == text
-    for kind, pod in pods(team).items():
-        looks.assert_carries_the_cache(team, pod, CONTAINERS[kind], looks.config_hash(team))
+        assert {"name": "KVPOOL_CONFLICT_POLICY", "value": "Replace"} in looks.container(pod, CONTAINERS[kind])["env"]

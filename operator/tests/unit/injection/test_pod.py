@@ -245,6 +245,16 @@ def test_a_probe_that_a_long_start_would_break(fields: dict[str, Any], sizes: di
     assert ("add one" in said(changed(pod(serve(**fields)), **sizes))) == warned
 
 
+@pytest.mark.parametrize(
+    ("value", "warned"),
+    [("x", True), ("", True), ("x, KVPoolConnector", True), ("x,KVPoolConnector", False), ("KVPoolConnector", False)],
+)
+def test_a_list_of_plug_ins_without_ours(value: str, warned: bool) -> None:
+    text = said(changed(pod(serve(env=[{"name": "VLLM_PLUGINS", "value": value}]))))
+    assert ("add KVPoolConnector to it" in text) == warned
+    assert not said(changed(pod(serve())))
+
+
 def test_a_side_car_is_left_alone() -> None:
     body = changed(pod(SIDECAR, serve()))
     assert body["spec"]["containers"][0] == SIDECAR
