@@ -54,9 +54,6 @@ VOLUME_CONFIG = "kvpool-config"
 VOLUME_PASSWORD = "kvpool-store-auth"  # noqa: S105  (a volume's name)
 VOLUME_SENTINEL = "kvpool-sentinel-auth"
 VOLUME_DISK = "kvpool-disk"
-VOLUME_PAYLOAD = "kvpool-payload"
-PAYLOAD_CONTAINER = "kvpool-payload"
-PAYLOAD_DIRECTORY = "/opt/kvpool-payload"
 
 PoolKey = tuple[str, str]
 """Namespace and name."""

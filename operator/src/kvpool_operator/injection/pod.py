@@ -11,7 +11,7 @@ from typing import Any
 
 from kvpool_connector.config import ENV_CONFIG_FILE
 from kvpool_operator.api import Delivery
-from kvpool_operator.desired import connector_config, disk
+from kvpool_operator.desired import connector_config, disk, payload
 from kvpool_operator.desired.names import consumer_value
 from kvpool_operator.desired.podpatch import merge_list
 from kvpool_operator.desired.sizing import quantity
@@ -72,35 +72,29 @@ def _marked(
 def _changed(pod: Mapping[str, Any], place: int, facts: Facts) -> Json:
     spec = pod["spec"]
     container = spec["containers"][place]
-    payload = _brings_payload(container, facts)
-    mounts = _mounts(facts, payload=payload)
-    volumes = _volumes(facts, payload=payload)
+    brings_payload = _brings_payload(container, facts)
+    volumes, mounts = _volumes(facts)
+    if brings_payload:
+        volumes.append(payload.VOLUME)
+        mounts.append(payload.MOUNT)
     _refuse_taken(spec, container, mounts, volumes)
     changed = {
         **container,
-        "env": environment.extended(container, facts, brings_payload=payload),
+        "env": environment.extended(container, facts, brings_payload=brings_payload),
         "volumeMounts": merge_list(container.get("volumeMounts") or [], mounts, "mountPath"),
     }
     containers = [changed if number == place else one for number, one in enumerate(spec["containers"])]
     spec = {**spec, "containers": containers, "volumes": merge_list(spec.get("volumes") or [], volumes, "name")}
-    if payload:
-        init = _init(facts.payload_image, spec.get("securityContext") or {})
+    if brings_payload:
+        init = payload.init_container(facts.payload_image, spec.get("securityContext") or {})
         spec["initContainers"] = merge_list(spec.get("initContainers") or [], [init], "name")
     return memory.raised({**pod, "spec": spec}, place, {"memory": facts.cpu_tier, "ephemeral-storage": facts.disk})
 
 
 def _brings_payload(container: Mapping[str, Any], facts: Facts) -> bool:
-    """Return whether the connector comes with the Pod: it is in the operator's own image for engines
-    already, whatever its tag."""
     if facts.delivery is Delivery.AUTO:
-        return _repository(str(container.get("image", ""))) != _repository(facts.engine_image)
+        return payload.is_needed(str(container.get("image", "")), facts.engine_image)
     return facts.delivery is Delivery.INIT_CONTAINER
-
-
-def _repository(image: str) -> str:
-    """Return the name of an image without tag, digest and the registry that is the default."""
-    path, slash, last = image.partition("@")[0].rpartition("/")
-    return f"{path}{slash}{last.partition(':')[0]}".removeprefix("docker.io/")
 
 
 def _refuse_taken(
@@ -126,63 +120,28 @@ def _refuse_taken(
             raise Skip(Why.TAKEN, f"the Pod has a volume {volume['name']} of its own: give it another name")
 
 
-def _mounts(facts: Facts, *, payload: bool) -> list[Json]:
-    places = (
-        (True, names.VOLUME_CONFIG, connector_config.DIRECTORY),
-        (facts.password is not None, names.VOLUME_PASSWORD, connector_config.PASSWORD_DIRECTORY),
-        (facts.sentinel_password is not None, names.VOLUME_SENTINEL, remotes.SENTINEL_PASSWORD_DIRECTORY),
-        (payload, names.VOLUME_PAYLOAD, names.PAYLOAD_DIRECTORY),
-    )
-    mounts = [{"name": name, "mountPath": path, "readOnly": True} for needed, name, path in places if needed]
-    if facts.disk:
-        mounts.append({"name": names.VOLUME_DISK, "mountPath": disk.DIRECTORY})
-    return mounts
-
-
-def _volumes(facts: Facts, *, payload: bool) -> list[Json]:
-    """Return volumes that are optional where the pool has their content, so that a Pod starts again
-    when its pool is gone."""
-    volumes: list[Json] = [{"name": names.VOLUME_CONFIG, "configMap": {"name": facts.config_map, "optional": True}}]
-    for name, password in ((names.VOLUME_PASSWORD, facts.password), (names.VOLUME_SENTINEL, facts.sentinel_password)):
+def _volumes(facts: Facts) -> tuple[list[Json], list[Json]]:
+    """Return volumes and their mounts. All that the pool brings is optional, so that a Pod starts
+    again when its pool is gone."""
+    config = {"name": names.VOLUME_CONFIG, "configMap": {"name": facts.config_map, "optional": True}}
+    found = [(config, connector_config.DIRECTORY, True)]
+    for name, directory, password in (
+        (names.VOLUME_PASSWORD, connector_config.PASSWORD_DIRECTORY, facts.password),
+        (names.VOLUME_SENTINEL, remotes.SENTINEL_PASSWORD_DIRECTORY, facts.sentinel_password),
+    ):
         if password is not None:
-            secret, key = password
-            # Readable by all of the container: who runs in it is not ours to know.
-            source = {
-                "secretName": secret,
-                "optional": True,
-                "defaultMode": 0o444,
-                "items": [{"key": key, "path": "password"}],
-            }
-            volumes.append({"name": name, "secret": source})
+            found.append((_password(name, *password), directory, True))
     if facts.disk:
-        volumes.append({"name": names.VOLUME_DISK, "emptyDir": {"sizeLimit": quantity(facts.disk)}})
-    if payload:
-        volumes.append({"name": names.VOLUME_PAYLOAD, "emptyDir": {}})
-    return volumes
+        scratch = {"name": names.VOLUME_DISK, "emptyDir": {"sizeLimit": quantity(facts.disk)}}
+        found.append((scratch, disk.DIRECTORY, False))
+    mounts = [
+        {"name": volume["name"], "mountPath": path, **({"readOnly": True} if read_only else {})}
+        for volume, path, read_only in found
+    ]
+    return [volume for volume, _, _ in found], mounts
 
 
-def _init(image: str, pod_context: Mapping[str, Any]) -> Json:
-    """Return the container that copies the connector into an emptyDir, under Pod Security
-    "restricted".
-
-    It names no user: some clusters assign one, and refuse others. The image has one of its own. In a
-    Pod that says it runs as root this container does, too.
-    """
-    as_root = pod_context.get("runAsUser") == 0
-    return {
-        "name": names.PAYLOAD_CONTAINER,
-        "image": image,
-        "args": [names.PAYLOAD_DIRECTORY],
-        "resources": {
-            "requests": {"cpu": "10m", "memory": "32Mi"},
-            "limits": {"cpu": "500m", "memory": "128Mi"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            **({} if as_root else {"runAsNonRoot": True}),
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumeMounts": [{"name": names.VOLUME_PAYLOAD, "mountPath": names.PAYLOAD_DIRECTORY}],
-    }
+def _password(volume: str, secret: str, key: str) -> Json:
+    """Return a volume that all of the container can read: who runs in it is not ours to know."""
+    items = [{"key": key, "path": "password"}]
+    return {"name": volume, "secret": {"secretName": secret, "optional": True, "defaultMode": 0o444, "items": items}}

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+from kvpool_operator.desired import payload
 from kvpool_operator.injection import names
 from kvpool_operator.kube import POD, ApiError, Client
 from kvpool_operator.observe.engine_address import address_of
@@ -71,7 +72,7 @@ def _seen(pod: Mapping[str, Any]) -> tuple[Seen, str]:
     asked = any("readinessProbe" in one or "startupProbe" in one for one in changed)
     known = {one["name"] for one in changed}
     mains = [one for one in status.get("containerStatuses", ()) if one["name"] in known]
-    inits = [one for one in status.get("initContainerStatuses", ()) if one["name"] == names.PAYLOAD_CONTAINER]
+    inits = [one for one in status.get("initContainerStatuses", ()) if one["name"] == payload.NAME]
     crash = next((text for one in (*inits, *mains) if (text := _crash(one))), "")
     is_ready = any(one.get("ready") for one in mains)
     if crash and not (is_ready and asked):

@@ -44,7 +44,8 @@ _env = st.lists(
             ),
             st.sampled_from(["", "0", "Multi", "/etc/kvpool/kvpool.yaml", "a:b", "a::", "/opt/kvpool-payload"]),
         ),
-        st.just({"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
+        # Made anew each time: applying a patch would change an object that two containers share in both.
+        st.builds(lambda: {"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
     ),
     max_size=3,
     unique_by=lambda one: one["name"],
