@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,12 +14,13 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 POOLS = sorted([*(EXAMPLES / "connectors").glob("*.yaml"), *(EXAMPLES / "prefill-decode").glob("[!r]*.yaml")])
 
 
-def _engine(kubectl: Kubectl, pool: str, engine: str = "engine") -> dict[str, Any]:
-    """kv_transfer_config of an engine as the API server has it."""
+def _connector(kubectl: Kubectl, pool: str, engine: str = "engine") -> str:
+    """The connector of an engine as the API server has it. The environment alone switches kvpool's on."""
     (container,) = kubectl.must_get("deployment", f"{pool}-{engine}")["spec"]["template"]["spec"]["containers"]
     arguments = container["args"]
-    transfer: dict[str, Any] = json.loads(arguments[arguments.index("--kv-transfer-config") + 1])
-    return transfer
+    if "--kv-transfer-config" in arguments:
+        return str(json.loads(arguments[arguments.index("--kv-transfer-config") + 1])["kv_connector"])
+    return "KVPoolConnector" if "KVPOOL_CONFIG_FILE" in {one["name"] for one in container["env"]} else ""
 
 
 @pytest.mark.parametrize("path", POOLS, ids=[path.stem for path in POOLS])
@@ -31,7 +31,7 @@ def test_an_example_is_accepted_with_all_its_children(kubectl: Kubectl, path: Pa
     kubectl.await_condition(name, "ConfigRendered", reason="Rendered")
     for engine in spec["engines"]:
         kubectl.must_get("service", f"{name}-{engine.get('name', 'engine')}")
-        assert _engine(kubectl, name, engine.get("name", "engine"))["kv_connector"]
+        assert _connector(kubectl, name, engine.get("name", "engine"))
     eventually(lambda: kubectl.condition(name, "EnginesReady").get("reason"), what="the engines were looked at")
     assert kubectl.condition(name, "EnginesReady")["reason"] != "ApplyRefused", kubectl.condition(name, "EnginesReady")
 
@@ -53,7 +53,7 @@ def test_another_type_replaces_the_children_of_the_first(kubectl: Kubectl) -> No
     kubectl.apply(body)
     eventually(lambda: f"DaemonSet {name}-lmcache" not in kubectl.children(name), what="the server is gone")
     assert f"ConfigMap {name}-connector" in kubectl.children(name)
-    assert _engine(kubectl, name)["kv_connector"] == "KVPoolConnector"
+    assert _connector(kubectl, name) == "KVPoolConnector"
 
 
 def test_the_router_is_accepted(kubectl: Kubectl) -> None:

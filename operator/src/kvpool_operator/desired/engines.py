@@ -10,11 +10,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kvpool_operator.api import Engine
-from kvpool_operator.desired import connector_config, connector_files, connectors, disk, names, seed, sizing
+from kvpool_operator.api import ConnectorType, Engine
+from kvpool_operator.desired import (
+    connector_config,
+    connector_files,
+    connectors,
+    disk,
+    names,
+    payload,
+    seed,
+    sizing,
+)
 from kvpool_operator.desired.podpatch import merge, merge_list, merge_templates
 from kvpool_operator.desired.pool import Manifest, Pool
-from kvpool_operator.desired.security import container_context, pod_basics
+from kvpool_operator.desired.security import container_context, pod_basics, pod_context
 from kvpool_operator.desired.stores import mooncake, remotes
 
 COMPONENT = "engine"
@@ -137,7 +146,10 @@ def _strategy(engine: Engine) -> Manifest:
 
 
 def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
+    brought = _brings_payload(pool, engine)
+    init = [payload.init_container(pool.settings.images.payload, pod_context())]
     return pod_basics() | {
+        **({"initContainers": init} if brought else {}),
         "terminationGracePeriodSeconds": _LEAVE_SECONDS + DRAIN_SECONDS + _TEARDOWN_SECONDS,
         "affinity": {"podAntiAffinity": _spread(pool, engine)},
         "containers": [_container(pool, engine)],
@@ -148,8 +160,20 @@ def _pod_spec(pool: Pool, engine: Engine) -> Manifest:
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
             *_password_volumes(pool),
             *disk.volumes(pool),
+            *([payload.VOLUME] if brought else []),
         ],
     }
+
+
+def _brings_payload(pool: Pool, engine: Engine) -> bool:
+    """Return whether the connector comes with the Pod: an image of the user's may have none, and
+    vLLM would start without the cache."""
+    is_ours = pool.spec.connector.type is ConnectorType.KVPOOL
+    return is_ours and payload.is_needed(_image(pool, engine), pool.settings.images.engine)
+
+
+def _image(pool: Pool, engine: Engine) -> str:
+    return engine.image or pool.settings.images.engine
 
 
 def _spread(pool: Pool, engine: Engine) -> Manifest:
@@ -188,10 +212,11 @@ def _container(pool: Pool, engine: Engine) -> Manifest:
             for source in remotes.password_sources(pool)
         ),
         *disk.mounts(pool),
+        *([payload.MOUNT] if _brings_payload(pool, engine) else []),
     ]
     return {
         "name": names.ENGINE_CONTAINER,
-        "image": engine.image or pool.settings.images.engine,
+        "image": _image(pool, engine),
         "command": COMMAND,
         "args": _arguments(pool, engine),
         "env": _environment(pool, engine),
@@ -226,8 +251,9 @@ def _arguments(pool: Pool, engine: Engine) -> list[str]:
     if engine.gpus > 1:
         arguments += ["--tensor-parallel-size", str(engine.gpus)]
     arguments += ["--shutdown-timeout", str(DRAIN_SECONDS)]
-    arguments += ["--prefix-caching-hash-algo", "sha256_cbor"]
-    arguments += ["--kv-transfer-config", json.dumps(connector.transfer, separators=(",", ":"))]
+    if connector.transfer is not None:
+        arguments += ["--prefix-caching-hash-algo", "sha256_cbor"]
+        arguments += ["--kv-transfer-config", json.dumps(connector.transfer, separators=(",", ":"))]
     arguments += connector.arguments
     return [*arguments, *pool.settings.engine_defaults.args, *engine.args]
 
@@ -249,7 +275,8 @@ def _environment(pool: Pool, engine: Engine) -> list[Manifest]:
         token = engine.hf_token_secret_ref.model_dump()
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}})
     own = [variable.model_dump(by_alias=True, exclude_none=True) for variable in engine.env]
-    return merge_list(merge_list(environment, pool.settings.engine_defaults.env, "name"), own, "name")
+    together = merge_list(merge_list(environment, pool.settings.engine_defaults.env, "name"), own, "name")
+    return payload.on_path({"env": together}) if _brings_payload(pool, engine) else together
 
 
 def _resources(pool: Pool, engine: Engine) -> Manifest:

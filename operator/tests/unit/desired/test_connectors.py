@@ -53,8 +53,10 @@ def kinds(pool: Pool) -> set[str]:
 def test_prefill_and_decode_meet_in_the_store(make_pool: MakePool) -> None:
     roles: list[dict[str, Any]] = [{"name": "p", "role": "Prefill"}, {"name": "d", "role": "Decode"}, {"name": "b"}]
     pool = make_pool(spec({}, *roles, backend=STORE))
-    assert [transfer(pool, name)["kv_role"] for name in "pdb"] == ["kv_producer", "kv_consumer", "kv_both"]
-    assert {transfer(pool, name)["kv_connector"] for name in "pdb"} == {"KVPoolConnector"}
+    assert [transfer(pool, name)["kv_role"] for name in "pd"] == ["kv_producer", "kv_consumer"]
+    assert {transfer(pool, name)["kv_connector"] for name in "pd"} == {"KVPoolConnector"}
+    assert "--kv-transfer-config" not in container(pool, "b")["args"], "the environment switches it on"
+    assert environment(pool, "b")["KVPOOL_CONFIG_FILE"] == environment(pool, "p")["KVPOOL_CONFIG_FILE"]
 
 
 def test_nixl_comes_behind_the_pool(make_pool: MakePool) -> None:

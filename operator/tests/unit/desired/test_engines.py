@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -41,16 +40,24 @@ def argument(pool: Pool, name: str) -> list[str]:
 
 
 def test_vllm_is_told_of_the_connector(make_pool: MakePool) -> None:
+    """As a user's engine is: by the environment, and by no argument."""
     pool = make_pool(spec_with())
-    assert json.loads(argument(pool, "--kv-transfer-config")[0]) == {
-        "kv_connector": "KVPoolConnector",
-        "kv_connector_module_path": "kvpool_connector.vllm",
-        "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
-    }
-    assert argument(pool, "--prefix-caching-hash-algo") == ["sha256_cbor"]
+    assert "kvpool" not in str(container(pool)["args"]).lower()
+    assert argument(pool, "--prefix-caching-hash-algo") == []
     assert environment(pool)["KVPOOL_CONFIG_FILE"] == "/etc/kvpool/kvpool.yaml"
     assert environment(pool)["PYTHONHASHSEED"] == {"secretKeyRef": {"name": "demo-hash-seed", "key": "seed"}}
+
+
+def test_an_image_of_the_users_gets_the_connector(make_pool: MakePool) -> None:
+    pool = make_pool(spec_with(image="vllm/vllm-openai:v0.32.0", env=[{"name": "PYTHONPATH", "value": "/own"}]))
+    pod = spec_of(pool)["template"]["spec"]
+    assert [one["name"] for one in pod["initContainers"]] == ["kvpool-payload"]
+    assert environment(pool)["PYTHONPATH"] == "/own:/opt/kvpool-payload"
+    assert "kvpool-payload" in {one["name"] for one in container(pool)["volumeMounts"]}
+    assert "kvpool-payload" in {one["name"] for one in pod["volumes"]}
+    lmcache = spec_with(image="x:1", gpus=1) | {"connector": {"type": "LMCache"}}
+    for ours in (spec_with(), spec_with(image="kvpool/serving:9"), lmcache):
+        assert "kvpool-payload" not in str(spec_of(make_pool(ours)))
 
 
 def test_model_and_served_name(make_pool: MakePool) -> None:

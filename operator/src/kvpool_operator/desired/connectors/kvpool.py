@@ -20,7 +20,12 @@ KV_ROLES = {Role.BOTH: "kv_both", Role.PREFILL: "kv_producer", Role.DECODE: "kv_
 
 
 def engine_part(pool: Pool, engine: Engine) -> EnginePart:
-    """With NIXL, peers are told under which address they reach this Pod."""
+    """Return what kvpool's connector adds.
+
+    An engine without a role or a transport is like a user's: the environment switches kvpool on, and
+    it decides on parsed arguments (docs/adr/0016). A role has to be said in an argument. With NIXL,
+    peers are told under which address they reach this Pod.
+    """
     environment: list[Manifest] = [
         {"name": ENV_CONFIG_FILE, "value": f"{connector_config.DIRECTORY}/{connector_config.FILE}"}
     ]
@@ -30,7 +35,7 @@ def engine_part(pool: Pool, engine: Engine) -> EnginePart:
     return EnginePart(_transfer(pool, engine), environment)
 
 
-def _transfer(pool: Pool, engine: Engine) -> dict[str, Any]:
+def _transfer(pool: Pool, engine: Engine) -> dict[str, Any] | None:
     """With transport Pool the role is the connector's own; with NIXL the transport has it, and each engine keeps its cache.
 
     The pool comes first: MultiConnector loads from the first child that has something, so a whole prompt that the pool holds
@@ -38,7 +43,7 @@ def _transfer(pool: Pool, engine: Engine) -> dict[str, Any]:
     """
     role = KV_ROLES[engine.role]
     if pool.spec.connector.transport is not Transport.NIXL:
-        return KV_TRANSFER | {"kv_role": role}
+        return None if engine.role is Role.BOTH else KV_TRANSFER | {"kv_role": role}
     nixl: dict[str, Any] = {
         "kv_connector": "NixlConnector",
         "kv_role": role,
