@@ -22,10 +22,10 @@ MEMORY_GIB: Mapping[StageName, float] = {"cluster": 8.0, "engine": 7.0}
 """Free memory: two engines at 2 GiB of programs and weights, with what the document fills of 1 GiB
 of KV cache and 1 GiB of memory tier each, and 0.7 GiB in Redis; the cluster's servers take 1
 GiB."""
-NODE_GIB = 10.3
+NODE_GIB = 10.4
 """The whole memory of a node: the scheduler places two engine Pods that ask for 4 GiB each, Redis
-for 2 GiB and the operator for 0.125 GiB only where the kubelet has so much to give away, which is
-all but 0.1 GiB."""
+for 2 GiB and two replicas of the operator for 0.125 GiB each only where the kubelet has so much to
+give away, which is all but 0.1 GiB."""
 DISK_GB: Mapping[str, float] = {
     footprint.VLLM: 8.0,
     footprint.KUBERNETES: 6.0,

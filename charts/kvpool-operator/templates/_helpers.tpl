@@ -44,12 +44,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 
 {{- /* The settings file: the values, plus what other values decide. */ -}}
 {{- define "kvpool.settings" -}}
-{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces "namespace" .Release.Namespace "webhook" (include "kvpool.webhook" . | fromYaml)) .Values.settings) }}
+{{- toYaml (merge (dict "watchNamespaces" .Values.watchNamespaces "namespace" .Release.Namespace "election" (dict "lease" (include "kvpool.fullname" .)) "webhook" (include "kvpool.webhook" . | fromYaml)) .Values.settings) }}
 {{- end }}
 
 {{- /* A Service's name has 63 characters at most. */ -}}
 {{- define "kvpool.webhookName" -}}
 {{- printf "%s-webhook" (include "kvpool.fullname" . | trunc 55 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "kvpool.leaseRoleName" -}}
+{{- printf "%s-lease" (include "kvpool.fullname" .) }}
 {{- end }}
 
 {{- /* Releases of several namespaces have such a Role in the namespace default. */ -}}

@@ -1,4 +1,8 @@
-"""``kvpool-operator``: read the settings, wait for the CRD, run until told to stop."""
+"""``kvpool-operator``: read the settings, wait for the CRD, run until told to stop.
+
+Each replica watches, fills its caches and answers the webhook. What writes waits until this replica
+leads: ``terms`` begin and end with the elector, and ``fence`` holds back every write outside of them.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import random
+import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,25 +21,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kopf
 import yaml
 from aiohttp import web
 from pydantic import ValidationError
 
 from kvpool_operator.api import API_VERSION, PLURAL, Settings
-from kvpool_operator.handlers import engine_looks, health, scan, watches
+from kvpool_operator.desired.names import FIELD_MANAGER
+from kvpool_operator.election.elector import Elector
+from kvpool_operator.handlers import engine_looks, health, metrics, scan, watches
 from kvpool_operator.handlers.engine_looks import EngineLooks
 from kvpool_operator.handlers.health import Readiness
-from kvpool_operator.handlers.queue import WorkQueue
+from kvpool_operator.handlers.term import Terms
 from kvpool_operator.handlers.turns import Turns
-from kvpool_operator.handlers.workers import Workers
+from kvpool_operator.handlers.workers import Reconcile
 from kvpool_operator.kube import ApiError, Client, connect
+from kvpool_operator.kube.fence import Fence
 from kvpool_operator.observe import engine_metrics
 from kvpool_operator.observe.api_servers import ApiServers
 from kvpool_operator.observe.cache import Cache
-from kvpool_operator.observe.consumers import Consumers, PodKey
+from kvpool_operator.observe.consumers import Consumers
 from kvpool_operator.observe.dial import Dialer
-from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
 from kvpool_operator.observe.pools import Pools
 from kvpool_operator.observe.prime import prime
@@ -85,18 +91,46 @@ async def wait_for_crd(client: Client, stop: asyncio.Event, *, pause: float = 2.
             await asyncio.wait_for(stop.wait(), pause)
 
 
-async def run(settings: Settings, *, host: str, port: int, webhook_port: int, stop: asyncio.Event) -> None:
-    """The whole operator, until ``stop``."""
-    client, cache, consumers, timings = connect(), Cache(), Consumers(), Timings()
+def _identity() -> str:
+    """Return a name for this process that none before it had: that of its Pod, and some chance."""
+    return f"{socket.gethostname()}_{secrets.token_hex(4)}"
+
+
+async def run(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    webhook_port: int,
+    stop: asyncio.Event,
+    take_signals: Callable[[], None] = lambda: None,
+) -> None:
+    """Run one replica of the operator, until ``stop``.
+
+    Args:
+        take_signals: is called when another has taken the process's signals for itself.
+    """
+    identity = _identity()
+    agent = f"{FIELD_MANAGER} ({identity})"
+    fence = Fence()
+    election = settings.election
+    undelivered_s = election.lease_seconds - election.renew_seconds
+    client = connect(agent=agent, fence=fence, undelivered_s=undelivered_s)
+    # Of its own, so that no other request is in its way.
+    lease_client = connect(agent=agent)
+    elector = Elector(lease_client, fence, election, namespace=settings.namespace, identity=identity)
+    cache, consumers, timings = Cache(), Consumers(), Timings()
     turns = Turns()
     pools, parents = Pools(client, time.monotonic), Parents(client, time.monotonic)
-    queue: WorkQueue[PoolKey] = WorkQueue(clock=time.monotonic, random=random.random)
-    reconciler = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
-    workers = Workers(queue, reconciler.reconcile, count=settings.workers)
-    engines: WorkQueue[PodKey] = WorkQueue(clock=time.monotonic, random=random.random)
+
+    def reconciler() -> Reconcile:
+        made = Reconciler(client, cache, settings, clock=time.monotonic, consumers_of=consumers.of)
+        return made.reconcile
+
+    terms = Terms(reconciler, lambda: {*pools.keys(), *cache.pools()}, count=settings.workers)
     dial = Dialer(settings.probes, ApiServers(client, time.monotonic).hosts)
-    looks = EngineLooks(consumers, partial(engine_metrics.ask, dial=dial), workers.add)
-    lookers = Workers(engines, looks.look, count=engine_looks.AT_A_TIME)
+    looks = EngineLooks(consumers, partial(engine_metrics.ask, dial=dial), terms.add)
+    lookers = engine_looks.workers(looks)
     admission = Admission(pools, cache, parents, settings)
     watching = asyncio.Event()
     filled = asyncio.Event()
@@ -105,57 +139,54 @@ async def run(settings: Settings, *, host: str, port: int, webhook_port: int, st
         async with health.serve(
             host=host,
             port=port,
-            longest_in_hand=queue.longest_in_hand,
+            longest_in_hand=terms.longest_in_hand,
             missing=lambda: (*(() if watching.is_set() else (_WATCHES,)), *readiness.missing()),
-            requests=client.requests,
-            further_metrics=lambda: (*timings.lines(), *turns.lines()),
+            metrics=metrics.registry(requests=client.requests, is_leader=fence.is_open, further=(timings, turns)),
         ):
             await wait_for_crd(client, stop)
-            informer = kopf.operator(
-                registry=watches.registry(
-                    cache,
-                    pools,
-                    consumers,
-                    workers.add,
-                    partial(workers.add, after=_BURST_SECONDS),
-                    lookers.add,
-                ),
-                settings=watches.kopf_settings(),
-                clusterwide=not settings.watch_namespaces,
-                namespaces=settings.watch_namespaces,
-                ready_flag=watching,
-                stop_flag=stop,
+            handlers = watches.registry(
+                cache,
+                pools,
+                consumers,
+                terms.add,
+                partial(terms.add, after=_BURST_SECONDS),
+                lookers.add,
             )
             fill = partial(prime, client, pools, cache, settings.watch_namespaces)
             parts = [
-                informer,
-                workers.run(),
+                watches.watch(handlers, settings.watch_namespaces, started=watching, take_signals=take_signals),
+                _elect(elector, terms, filled, stop),
                 lookers.run(),
                 turns.watch(),
-                _fill(fill, workers.add, filled, partial(readiness.done, _CACHES)),
-                scan.run(client, consumers, parents, settings, workers.add, partial(readiness.done, _CONSUMERS)),
+                _fill(fill, filled, partial(readiness.done, _CACHES)),
+                scan.run(client, consumers, parents, settings, terms.add, partial(readiness.done, _CONSUMERS)),
             ]
             if settings.webhook.enabled:
                 app = application({"/pods": admission.pod}, timings)
-                keeper = Keeper(client, settings.webhook)
+                keeper = Keeper(client, settings.webhook, leads=fence.is_open)
                 listens = partial(readiness.done, _WEBHOOK)
                 parts.append(_webhook(keeper, filled, listens, app, host, webhook_port))
             await _until_one_ends(*parts)
     finally:
         await client.close()
+        await lease_client.close()
 
 
-async def _fill(
-    fill: Callable[[], Awaitable[set[PoolKey]]],
-    add: Callable[[PoolKey], None],
-    filled: asyncio.Event,
-    done: Callable[[], None],
-) -> None:
+async def _elect(elector: Elector, terms: Terms, filled: asyncio.Event, stop: asyncio.Event) -> None:
+    """Take part in the election once caches are filled: who leads without them would only be slow. Return when told to
+    stop, after the Lease was given back."""
+    waiting = {asyncio.create_task(filled.wait()), asyncio.create_task(stop.wait())}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await elector.run(terms.run, stop)
+
+
+async def _fill(fill: Callable[[], Awaitable[object]], filled: asyncio.Event, done: Callable[[], None]) -> None:
     """Fill the caches once, and say so. Then wait until cancelled, since the end of one part is the end of all."""
     while not filled.is_set():
         try:
-            for key in await fill():
-                add(key)
+            await fill()
             filled.set()
             done()
         except ApiError as error:
@@ -200,9 +231,13 @@ async def _until_one_ends(*halves: Coroutine[Any, Any, None]) -> None:
 async def _run_until_signal(settings: Settings, *, host: str, port: int, webhook_port: int) -> None:
     """As the first process of a container nobody ends us by default, so the signal is ours from the first moment."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await run(settings, host=host, port=port, webhook_port=webhook_port, stop=stop)
+
+    def take_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    take_signals()
+    await run(settings, host=host, port=port, webhook_port=webhook_port, stop=stop, take_signals=take_signals)
 
 
 def main(arguments: list[str] | None = None) -> int:

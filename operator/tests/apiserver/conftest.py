@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -139,7 +140,7 @@ class Operator:
     def writes(self) -> dict[str, int]:
         """Requests of this run that asked for a change, by method."""
         requests = [line for line in self.metrics() if line.startswith("kvpool_operator_api_requests_total")]
-        counts = {line.split('"')[1]: int(line.split()[-1]) for line in requests}
+        counts = {line.split('"')[1]: int(float(line.split()[-1])) for line in requests}
         assert counts.pop("GET") > 0
         return counts
 
@@ -149,10 +150,31 @@ class Operator:
         ran, waited, _ = Path(f"/proc/{self._process.pid}/schedstat").read_text().split()
         return int(ran) / 1e9, int(waited) / 1e9
 
-    def metrics(self) -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=PATIENCE_S) as answer:
+    def metrics(self, timeout: float = PATIENCE_S) -> list[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=timeout) as answer:
             lines: list[str] = answer.read().decode().splitlines()
         return lines
+
+    def leads(self) -> bool:
+        """Return whether it leads, as it says itself; False where it does not answer."""
+        try:
+            return "kvpool_operator_leader 1.0" in self.metrics(timeout=2)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    @property
+    def identity(self) -> str:
+        """Return the name by which this run takes part in the election and calls the API server."""
+        found = re.findall(r"election: (\S+): ", self._logs[-1].read_text())
+        return str(found[-1]) if found else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal. One that was killed has ended for good."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        if number == signal.SIGKILL:
+            self._process.wait(timeout=PATIENCE_S)
+            self._process = None
 
     def stop(self) -> int:
         """Ask it to end, as Kubernetes does; returns its exit status."""

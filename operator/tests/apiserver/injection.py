@@ -55,4 +55,4 @@ def await_trust(kubectl: Kubectl) -> None:
 
 def calls(operator: Operator) -> int:
     (line,) = [one for one in operator.metrics() if one.startswith("kvpool_operator_webhook_seconds_count")]
-    return int(line.split()[-1])
+    return int(float(line.split()[-1]))

@@ -95,6 +95,23 @@ def test_certificate(confined: Kubectl) -> None:
     assert "and no others" in refusal(system, "create", "--dry-run=server", "-f", "-", text=other)
 
 
+def lease(name: str) -> str:
+    return json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}})
+
+
+def test_lease(confined: Kubectl) -> None:
+    """The one by which replicas elect who leads is written and never deleted, and no other one is like it."""
+    system = Kubectl(confined.environment, SYSTEM)
+    patch = ("patch", "--type=merge", "--dry-run=server", "-p", '{"metadata":{"annotations":{"a":"b"}}}')
+    assert refusal(system, *patch, "lease", "kvpool-operator") == ""
+    for other in ("kvpool-operator-2", "other"):
+        made = refusal(system, "create", "--dry-run=server", "-f", "-", text=lease(other))
+        assert "and no others" in made
+    confined("create", "-f", "-", text=lease("kvpool-operator"))
+    system("create", "-f", "-", text=lease("foreign"))
+    system("delete", "lease", "foreign")
+
+
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_another_account(confined: Kubectl, kind: str) -> None:
     confined("create", "--dry-run=server", "-f", "-", text=manifest(kind))

@@ -114,6 +114,18 @@ def use_certificate(kubectl: Kubectl) -> None:
     await_trust(kubectl)
 
 
+def use_lease(kubectl: Kubectl) -> None:
+    """Have the Lease made and renewed."""
+    system = Kubectl(kubectl.environment, SYSTEM)
+    system("delete", "lease", "kvpool-operator")
+
+    def renewed() -> bool:
+        spec = (system.get("lease", "kvpool-operator") or {}).get("spec", {})
+        return bool(spec) and spec["renewTime"] != spec["acquireTime"]
+
+    eventually(renewed, what="another Lease")
+
+
 async def _refused_of(addresses: list[str]) -> list[str]:
     """Return those of the addresses that probes refuse, as the operator's account finds out."""
     client = connect()
@@ -157,6 +169,7 @@ def test_permissions_are_those_that_are_used(
 ) -> None:
     use_probes(kubectl, operator.kubeconfig, monkeypatch)
     use_certificate(kubectl)
+    use_lease(kubectl)
     use_injection(kubectl)
     use_sharing(kubectl)
     use_stores(kubectl)

@@ -132,9 +132,9 @@ class ApiServer:
         items = [
             body
             for place, body in self.objects.items()
-            if place.rpartition("/")[0] == path and wanted.items() <= (body["metadata"].get("labels") or {}).items()
+            if path in _lists_of(place) and wanted.items() <= (body["metadata"].get("labels") or {}).items()
         ]
-        return httpx.Response(200, json={"items": items, "metadata": {}})
+        return httpx.Response(200, json={"items": items, "metadata": {"resourceVersion": str(next(self._versions))}})
 
     def _merge(self, path: str, patch: dict[str, Any], *, dry_run: bool) -> httpx.Response:
         known = self.objects.get(path)
@@ -147,6 +147,13 @@ class ApiServer:
         if known is not None:
             known["status"] = body["status"]
         return _found(known)
+
+
+def _lists_of(place: str) -> tuple[str, str]:
+    """Return the paths of the lists that an object is in: of its namespace, and of all."""
+    inside, _, _ = place.rpartition("/")
+    root, separator, rest = inside.partition("/namespaces/")
+    return inside, f"{root}/{rest.partition('/')[2]}" if separator else inside
 
 
 def merged(body: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import kopf
 import pytest
 
 from kvpool_operator import __main__ as program
 from kvpool_operator.api import PLURAL, Settings
+from kvpool_operator.handlers import watches
 from kvpool_operator.kube import CHILD_KINDS, POD, POOL, Conflict
 from kvpool_operator.webhook.keeper import Keeper
 from testkit.patience import PATIENCE_S
@@ -22,22 +22,23 @@ from .observe.api_server import ApiServer
 
 HOST = "127.0.0.1"
 LISTS: dict[str, Any] = {f"/{kind.plural}": {"items": []} for kind in (POOL, POD, *CHILD_KINDS)}
-OBJECTS = {"/v1alpha1": {"resources": [{"name": PLURAL}]}, **LISTS}
+LEASE: dict[str, Any] = {"/leases/kvpool-operator": {"metadata": {"resourceVersion": "1"}}}
+OBJECTS = {"/v1alpha1": {"resources": [{"name": PLURAL}]}, **LISTS, **LEASE}
 CERTIFICATE = "/secrets/kvpool-operator-webhook"
 
 
-async def informer(*, ready_flag: asyncio.Event, stop_flag: asyncio.Event, **_: Any) -> None:
+async def informer(*_: Any, started: asyncio.Event, **__: Any) -> None:
     """Stand in for kopf, which says early that it is ready."""
-    ready_flag.set()
-    await stop_flag.wait()
+    started.set()
+    await asyncio.Event().wait()
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> ApiServer:
     made = ApiServer(OBJECTS)
-    monkeypatch.setattr(program, "connect", lambda: made.client)
+    monkeypatch.setattr(program, "connect", lambda **_: made.client)
     monkeypatch.setattr(program, "_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(kopf, "operator", informer)
+    monkeypatch.setattr(watches, "watch", informer)
     return made
 
 
@@ -102,10 +103,28 @@ async def test_no_certificate_is_served_where_another_operator_was_first(
     async def lose(*_: Any) -> None:
         raise Conflict(status=409, message="it is there already")
 
-    keeper = Keeper(server.client, Settings().webhook)
+    keeper = Keeper(server.client, Settings().webhook, leads=lambda: True)
     with monkeypatch.context() as patched:
         patched.setattr(server.client, "create", lose)
         await keeper.round()
     assert not keeper.is_serving
     await keeper.round()
     assert keeper.is_serving
+
+
+async def test_a_follower_serves_what_it_reads_and_writes_nothing(server: ApiServer) -> None:
+    written: dict[str, dict[str, Any]] = {}
+
+    async def create(_: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+        written[CERTIFICATE] = manifest
+        return manifest
+
+    server.client.create = create  # type: ignore[method-assign,assignment]
+    follower = Keeper(server.client, Settings().webhook, leads=lambda: False)
+    await follower.round()
+    assert not follower.is_serving
+    assert not written
+    await Keeper(server.client, Settings().webhook, leads=lambda: True).round()
+    server.objects = {**OBJECTS, **written}
+    await follower.round()
+    assert follower.is_serving

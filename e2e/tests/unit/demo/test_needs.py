@@ -59,7 +59,7 @@ def test_nothing_is_said_about_a_machine_that_has_all() -> None:
         ({"avx2": False}, ["no AVX2", "use an x86 machine"]),
         ({"dtype": "KVPOOL_DTYPE is 'int8'"}, ["KVPOOL_DTYPE is 'int8'"]),
         ({"can_install": False}, ["no uv", "install python3.11-venv"]),
-        ({"memory_gib": NODE_GIB - 0.1}, ["10.2 GiB of memory", "ask for 10.3", "make demo-engine"]),
+        ({"memory_gib": NODE_GIB - 0.1}, ["10.3 GiB of memory", "ask for 10.4", "make demo-engine"]),
         ({"free_gib": MEMORY_GIB["cluster"] - 0.1}, ["7.9 GiB of memory are free", "need 8"]),
         (
             {"disks": [Disk("/c", 20.0, 3.0), Disk("/d", 8.0, 14.0)]},

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -70,6 +70,30 @@ class Webhook(_Section):
     """How often the certificates and the caBundle are looked at."""
 
 
+class Election(_Section):
+    """Which of several replicas leads. A leader that cannot renew its Lease for ``renew_seconds`` stops writing, before another
+    may take over after ``lease_seconds``."""
+
+    lease: str = Field("kvpool-operator", min_length=1)
+    """Name of the Lease, in the operator's namespace."""
+    lease_seconds: int = Field(12, ge=2)
+    """How long a follower waits after it saw the last renewal."""
+    renew_seconds: float = Field(8, gt=0)
+    """How long a leader writes after it asked for the last renewal that came about."""
+    pause_seconds: float = Field(2, gt=0)
+    """Between two renewals."""
+    look_seconds: float = Field(1, gt=0)
+    """Between two looks of a follower."""
+    request_seconds: float = Field(3, gt=0)
+    """For one request about the Lease."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.pause_seconds < self.renew_seconds < self.lease_seconds:
+            raise ValueError("pauseSeconds, renewSeconds and leaseSeconds have to be in this order, the longest last")
+        return self
+
+
 class PodTemplates(enum.StrEnum):
     """What pools may set in the Pods of their engines."""
 
@@ -112,12 +136,13 @@ class Settings(_Section):
     store_defaults: StoreDefaults = StoreDefaults()
     engine_defaults: EngineDefaults = EngineDefaults()
     webhook: Webhook = Webhook()
+    election: Election = Election()
     probes: Probes = Probes()
     pod_templates: PodTemplates = PodTemplates.RESTRICTED
     """Full: whatever a Pod may have. Whoever may make pools may then run any Pod in their namespaces, as the operator."""
     cluster_domain: str = "cluster.local"
     namespace: str = "kvpool-system"
-    """The operator's own: NetworkPolicies let it reach the administration of stores."""
+    """The operator's own: its Lease is there, and NetworkPolicies let it reach the administration of stores."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: all namespaces."""
     resync_seconds: float = Field(300, ge=1)

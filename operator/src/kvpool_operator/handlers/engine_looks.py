@@ -7,9 +7,13 @@ again, at growing intervals, as long as its Pod is there.
 
 from __future__ import annotations
 
+import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from kvpool_operator.handlers.queue import WorkQueue
+from kvpool_operator.handlers.workers import Workers
 from kvpool_operator.observe.consumers import Consumers, PodKey
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.status.observed import EngineAddress, EngineSays
@@ -56,3 +60,9 @@ class EngineLooks:
             return None
         self._vain[where] += 1
         return min(FIRST_PAUSE_S * 2.0 ** min(self._vain[where] - 1, 16), LONGEST_PAUSE_S)
+
+
+def workers(looks: EngineLooks) -> Workers:
+    """Return what asks engines, in the order in which their Pods are added."""
+    queue: WorkQueue[PodKey] = WorkQueue(clock=time.monotonic, random=random.random)
+    return Workers(queue, looks.look, count=AT_A_TIME)

@@ -1,11 +1,12 @@
-"""``/healthz`` and ``/readyz`` for the kubelet, ``/metrics`` for whoever wants to know how much the API server is asked."""
+"""``/healthz`` and ``/readyz`` for the kubelet, ``/metrics`` in Prometheus' text format."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 STUCK_SECONDS = 180.0
 """No reconciliation takes this long: every request in it has a timeout."""
@@ -33,15 +34,13 @@ async def serve(
     port: int,
     longest_in_hand: Callable[[], float],
     missing: Callable[[], Sequence[str]],
-    requests: Mapping[str, int],
-    further_metrics: Callable[[], Iterable[str]] = tuple,
+    metrics: CollectorRegistry,
 ) -> AsyncIterator[int]:
     """Serve while the context is open; gives the port (0 picks one).
 
     Args:
         missing: gives what the operator waits for before it is ready.
-        requests: how often the API server was asked so far, by HTTP method.
-        further_metrics: gives more lines for /metrics.
+        metrics: what /metrics shows.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -55,14 +54,11 @@ async def serve(
             return web.Response(status=503, text=f"waiting for: {', '.join(steps)}\n")
         return web.Response(text="ok\n")
 
-    async def metrics(_: web.Request) -> web.Response:
-        lines = ["# TYPE kvpool_operator_api_requests_total counter"]
-        lines += [f'kvpool_operator_api_requests_total{{method="{name}"}} {count}' for name, count in requests.items()]
-        lines += further_metrics()
-        return web.Response(text="\n".join(lines) + "\n")
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", exposition)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 _PAUSE_S = 0.005
 
 
-class Turns:
+class Turns(Collector):
     """Measures the longest turn of the loop since it was last asked for, in seconds of CPU time of its thread: on a host that is
     busy with other work, time on the clock would say more about that work."""
 
@@ -24,8 +27,9 @@ class Turns:
             await asyncio.sleep(_PAUSE_S)
             self.longest_s = max(self.longest_s, time.thread_time() - began)
 
-    def lines(self) -> Iterable[str]:
-        """Yield lines for /metrics, and begin anew."""
-        yield "# TYPE kvpool_operator_longest_turn_seconds gauge"
-        yield f"kvpool_operator_longest_turn_seconds {self.longest_s:.6f}"
+    def collect(self) -> Iterable[Metric]:
+        """Return the longest turn since this was last called, and begin anew."""
+        name = "kvpool_operator_longest_turn_seconds"
+        family = GaugeMetricFamily(name, "Longest turn of the event loop since the last look.", self.longest_s)
         self.longest_s = 0.0
+        return [family]

@@ -3,7 +3,9 @@ no annotation and no event of kopf's ever reaches an object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import kopf
@@ -16,6 +18,44 @@ from kvpool_operator.observe.cache import Cache, pool_of
 from kvpool_operator.observe.consumers import Consumers, PodKey
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.pools import Pools
+
+
+class _Patience:
+    """The pauses between tries of kopf's requests, in seconds: there is always another one.
+
+    A watch that is refused (the Role of one namespace is gone) or gets no answer is so for itself.
+    With an end to the tries it would end kopf, and with kopf the operator for all namespaces.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0, 2.0, 4.0, 8.0), itertools.repeat(15.0))
+
+
+async def watch(
+    handlers: kopf.OperatorRegistry,
+    namespaces: Collection[str],
+    *,
+    started: asyncio.Event,
+    take_signals: Callable[[], None],
+) -> None:
+    """Run kopf until cancelled.
+
+    Args:
+        namespaces: empty: all.
+        started: is set when the watches were begun.
+        take_signals: is called when kopf has taken the process's signals for itself. It ends in its own time
+            and ends other tasks, while the Lease has to be given back first.
+    """
+    before = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=handlers,
+        settings=kopf_settings(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        ready_flag=started,
+    )
+    take_signals()
+    await kopf.run_tasks(tasks, ignored=before)
 
 
 def registry(
@@ -78,7 +118,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     configured.peering.standalone = True
     configured.posting.enabled = False
     configured.scanning.disabled = True
-    configured.process.ultimate_exiting_timeout = 20
+    configured.networking.error_backoffs = _Patience()
     configured.watching.chunk_size = 500
     configured.watching.label_selectors[POD.group, POD.version, POD.plural] = CONSUMER
     for kind in CHILD_KINDS:

@@ -29,7 +29,7 @@ class Workers:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled; then what is in hand is cancelled too, which is safe: the next start begins anew."""
+        """Until cancelled; then what is in hand is cancelled too, which is safe: the next term begins anew."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._count):
                 group.create_task(self._work())

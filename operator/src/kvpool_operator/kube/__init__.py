@@ -1,6 +1,8 @@
 """The only way to the API server: paths, dicts, and errors a caller can tell apart. Used by ``observe`` and ``apply``."""
 
-from kvpool_operator.kube.client import ApiError, Client, Conflict, NotFound, Refused, connect
+from kvpool_operator.kube.access import connect
+from kvpool_operator.kube.client import Client
+from kvpool_operator.kube.errors import ApiError, Conflict, NotFound, NotLeading, Refused
 from kvpool_operator.kube.resources import (
     CHILD_KINDS,
     CLAIM,
@@ -9,6 +11,7 @@ from kvpool_operator.kube.resources import (
     DEPLOYMENT,
     ENDPOINT_SLICE,
     EVENT,
+    LEASE,
     LLM_SERVICES,
     NAMESPACE,
     NETWORK_POLICY,
@@ -32,6 +35,7 @@ __all__ = [
     "DEPLOYMENT",
     "ENDPOINT_SLICE",
     "EVENT",
+    "LEASE",
     "LLM_SERVICES",
     "NAMESPACE",
     "NETWORK_POLICY",
@@ -47,6 +51,7 @@ __all__ = [
     "Client",
     "Conflict",
     "NotFound",
+    "NotLeading",
     "Refused",
     "Resource",
     "connect",

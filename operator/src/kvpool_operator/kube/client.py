@@ -1,4 +1,4 @@
-"""A small asynchronous client over dicts. lightkube brings kubeconfig, tokens and TLS; paths and verbs are here.
+"""A small asynchronous client over dicts: paths and verbs. ``access`` makes one.
 
 Every request is counted by verb, so that tests can state how many writes a quiet cluster sees.
 """
@@ -8,43 +8,32 @@ from __future__ import annotations
 import collections
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2 as httpx
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig
 
 from kvpool_operator.desired.names import FIELD_MANAGER
+from kvpool_operator.kube.errors import ApiError, Conflict, NotFound, Refused
+from kvpool_operator.kube.fence import Fence
 from kvpool_operator.kube.resources import NotAName, Resource
 
-_TIMEOUT = httpx.Timeout(10)
+TIMEOUT = httpx.Timeout(10)
+"""Seconds for each step of a request."""
 _PAGE = 500
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
-class ApiError(Exception):
-    """The API server did not do what was asked. Trying again later may help."""
-
-    def __init__(self, *, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-class NotFound(ApiError):
-    """No such object."""
-
-
-class Conflict(ApiError):
-    """The object exists already, or is no longer what the caller saw."""
-
-
-class Refused(ApiError):
-    """The API server understood and said no: invalid, or forbidden. The same request will be refused again."""
-
-
 _ERRORS = {404: NotFound, 409: Conflict, 400: Refused, 403: Refused, 422: Refused}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a list. All pages of a list show the same moment, that of ``version``."""
+
+    items: list[dict[str, Any]]
+    version: str
 
 
 class Client:
@@ -53,8 +42,10 @@ class Client:
     Safe for concurrent use within one event loop.
     """
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, fence: Fence | None = None) -> None:
+        """Take the HTTP client, and what holds back writes; None: nothing does."""
         self._http = http
+        self._fence = fence
         self.requests: collections.Counter[str] = collections.Counter()
 
     @property
@@ -85,26 +76,44 @@ class Client:
         *,
         labels: Mapping[str, str],
         cached: bool = False,
-        metadata_only: bool = False,
     ) -> list[dict[str, Any]]:
         """Objects with all of the labels; an empty namespace means all.
 
         Args:
             cached: the API server may answer from its memory, a moment behind.
+        """
+        pages = self.pages(resource, namespace, labels=labels, cached=cached)
+        return [item async for page in pages for item in page.items]
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str,
+        *,
+        labels: Mapping[str, str],
+        cached: bool = False,
+        metadata_only: bool = False,
+    ) -> AsyncIterator[Page]:
+        """Yield objects as ``list`` returns them, some hundred at a time, so that nobody has to hold all of them.
+
+        Args:
             metadata_only: objects come without spec and status.
         """
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         params = {"labelSelector": selector, **({"resourceVersion": "0"} if cached else {"limit": str(_PAGE)})}
         headers = {"Accept": _METADATA} if metadata_only else None
-        items: list[dict[str, Any]] = []
+        # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
+        head = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
-            page = await self._ask("GET", _list_path(resource, namespace), params=params, headers=headers)
-            # Items of a list carry no kind of their own, or that of bare metadata; no items may be null.
-            head = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [{**item, **head} for item in page.get("items") or ()]
-            token = page.get("metadata", {}).get("continue")
+            found = await self._ask("GET", _list_path(resource, namespace), params=params, headers=headers)
+            metadata = found["metadata"]
+            yield Page(
+                [{**item, **head} for item in found.get("items") or ()],
+                str(metadata.get("resourceVersion") or "0"),
+            )
+            token = metadata.get("continue")
             if not token:
-                return items
+                return
             params["continue"] = token
 
     async def apply(self, resource: Resource, manifest: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
@@ -214,6 +223,9 @@ class Client:
         content: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
+        guard = self._fence if method != "GET" else None
+        if guard is not None:
+            guard.check()
         self.requests[method] += 1
         try:
             response = await self._http.request(
@@ -222,7 +234,8 @@ class Client:
                 params=params,
                 content=content,
                 headers=headers or {"Content-Type": "application/json"},
-                timeout=_TIMEOUT,
+                timeout=TIMEOUT,
+                extensions={"trace": guard.at_sending} if guard is not None else None,
             )
         except httpx.HTTPError as error:
             raise ApiError(status=0, message=f"{method} {path}: {type(error).__name__}: {error}") from None
@@ -271,12 +284,3 @@ def _error(method: str, path: str, response: httpx.Response) -> ApiError:
         return Refused(status=status, message=message)
     kind = _ERRORS.get(status, ApiError)
     return kind(status=status, message=message or f"{method} {path}: HTTP {status}")
-
-
-def connect() -> Client:
-    """A client for the current context of KUBECONFIG where that is set, or else for the Pod's service account."""
-    path = os.environ.get("KUBECONFIG")
-    config = (KubeConfig.from_file(path) if path else KubeConfig.from_env()).get()
-    if config is None:
-        raise ApiError(status=0, message="no cluster: neither a service account nor a current context in KUBECONFIG")
-    return Client(AsyncClient(config, ConnectionParams(timeout=_TIMEOUT, trust_env=False)))

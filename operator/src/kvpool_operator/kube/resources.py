@@ -73,6 +73,7 @@ NAMESPACE = Resource("", "v1", "namespaces", "Namespace")
 POD = Resource("", "v1", "pods", "Pod")
 ENDPOINT_SLICE = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 EVENT = Resource("events.k8s.io", "v1", "events", "Event")
+LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 RAY_CLUSTER = Resource("ray.io", "v1", "rayclusters", "RayCluster")
 LLM_SERVICES = tuple(
     Resource("serving.kserve.io", version, "llminferenceservices", "LLMInferenceService")

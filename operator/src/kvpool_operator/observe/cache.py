@@ -5,7 +5,7 @@ Events and our own writes arrive in any order; an object's resourceVersion says 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from kvpool_operator.desired.names import POOL_LABEL, POOL_NAMESPACE_LABEL, POOL_UID_LABEL
@@ -13,6 +13,10 @@ from kvpool_operator.desired.scaling import other_scalers
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
+PoolKey = tuple[str, str]
+"""Namespace and name of a pool."""
+_MOST_GONE = 10_000
+"""Deleted objects that are remembered."""
 
 
 def key_of(body: Mapping[str, Any]) -> Key:
@@ -48,16 +52,19 @@ def is_going(body: Mapping[str, Any]) -> bool:
 
 
 class Cache:
-    """The newest known version of every child."""
+    """The newest known version of every child, found by name and by pool."""
 
     def __init__(self) -> None:
         self._objects: dict[Key, dict[str, Any]] = {}
-        self._gone: dict[Key, tuple[int, tuple[str, str] | None]] = {}
+        self._of_pool: dict[PoolKey, dict[Key, None]] = {}
+        """Keys of the objects of each pool, in the order in which they came."""
+        self._gone: dict[Key, tuple[int, PoolKey | None]] = {}
         """Deleted objects: version and pool. Our own write's answer may arrive after the news of the deletion."""
 
     def put(self, body: Mapping[str, Any]) -> bool:
         """Take over an object unless a newer version is known; returns whether it was news."""
-        key, version = key_of(body), _version(body)
+        key = key_of(body)
+        version = _version(body)
         known = self._objects.get(key)
         if version <= self._gone.get(key, (-1, None))[0] or (known is not None and version <= _version(known)):
             return False
@@ -66,28 +73,50 @@ class Cache:
         scalers = other_scalers(body)
         if scalers:
             metadata["managedFields"] = scalers
+        self._remove(key)
         self._objects[key] = {**body, "metadata": metadata}
+        pool = pool_of(body)
+        if pool is not None:
+            self._of_pool.setdefault(pool, {})[key] = None
         self._gone.pop(key, None)
         return True
 
     def drop(self, body: Mapping[str, Any]) -> None:
         """The object was deleted, at the version that the event carries."""
-        key, version = key_of(body), _version(body)
+        key = key_of(body)
+        version = _version(body)
         known = self._objects.get(key)
         if known is not None and _version(known) > version:
             return  # a namesake was made since
-        self._objects.pop(key, None)
+        self._remove(key)
+        if len(self._gone) >= _MOST_GONE:
+            self._gone.clear()
         self._gone[key] = version, pool_of(body)
 
     def replace(self, namespace: str, pool: str, bodies: Iterable[Mapping[str, Any]]) -> None:
         """Children of one pool as lists of its namespace and of its copies' showed them: what is not there is gone."""
         listed = list(bodies)
         present = {key_of(body) for body in listed}
-        for key in [key for key, body in self._objects.items() if _is_of(body, namespace, pool)]:
-            if key not in present:
-                del self._objects[key]
+        for key in [key for key in self._of_pool.get((namespace, pool), ()) if key not in present]:
+            self._remove(key)
         for body in listed:
             self.put(body)
+
+    def retain(self, kind: str, namespace: str, listed: Set[tuple[str, str]], *, version: int) -> None:
+        """Forget the objects of a kind that a list of all of them did not show, unless they are newer than that list.
+
+        Args:
+            namespace: in which the list was; empty: all.
+            listed: namespaces and names of what it showed.
+            version: of the list.
+        """
+        gone = [
+            key
+            for key, body in self._objects.items()
+            if key[0] == kind and namespace in ("", key[1]) and key[1:] not in listed and _version(body) <= version
+        ]
+        for key in gone:
+            self._remove(key)
 
     def forget(self, namespace: str, pool: str) -> None:
         """The pool is gone; so are its children, soon."""
@@ -99,11 +128,23 @@ class Cache:
         return self._objects.get(key)
 
     def children(self, namespace: str, pool: str) -> tuple[Mapping[str, Any], ...]:
-        return tuple(body for body in self._objects.values() if _is_of(body, namespace, pool))
+        """Return all objects of a pool. This takes as long as there are objects of this pool."""
+        return tuple(self._objects[key] for key in self._of_pool.get((namespace, pool), ()))
 
+    def pools(self) -> tuple[PoolKey, ...]:
+        """Return the pools of which there is an object, whether they are there themselves or not."""
+        return tuple(self._of_pool)
 
-def _is_of(body: Mapping[str, Any], namespace: str, pool: str) -> bool:
-    return pool_of(body) == (namespace, pool)
+    def _remove(self, key: Key) -> None:
+        """Forget an object, if it is known."""
+        body = self._objects.pop(key, None)
+        pool = pool_of(body) if body is not None else None
+        if pool is None:
+            return
+        keys = self._of_pool[pool]
+        del keys[key]
+        if not keys:
+            del self._of_pool[pool]
 
 
 def _version(body: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvpool_operator.desired import payload
 from kvpool_operator.injection import names
-from kvpool_operator.kube import POD, ApiError, Client
+from kvpool_operator.kube import POD, ApiError, Client, Refused
 from kvpool_operator.observe.engine_address import address_of
 from kvpool_operator.observe.gather import PoolKey
 from kvpool_operator.observe.parents import Parents
@@ -100,27 +100,26 @@ def _crash(status: Mapping[str, Any]) -> str:
 
 
 class Consumers:
-    """The newest known state of each such Pod. One event loop, no locks."""
+    """The newest known state of each such Pod, found by name and by pool. One event loop, no locks."""
 
     def __init__(self) -> None:
         self._pods: dict[PodKey, Consumer] = {}
+        self._of_pool: dict[PoolKey, dict[PodKey, Consumer]] = {}
         self._touched: set[PodKey] = set()
         """Shown by the watch since the present list began, which may not have them or have them still."""
 
     def put(self, pod: Mapping[str, Any]) -> set[PoolKey]:
         """Take over a Pod that the watch showed; returns the pools for which that is news."""
         where = pod["metadata"]["namespace"], pod["metadata"]["name"]
-        known, now = self._pods.get(where), record(pod)
+        known = self._pods.get(where)
+        now = record(pod)
         self._touched.add(where)
         # The same version may be known from a list, which says nothing of containers.
         if known is not None and now is not None and now.version < known.version:
             return set()
-        if now is None:
-            self._pods.pop(where, None)
-        else:
-            if known is not None and known.address == now.address:
-                now = dataclasses.replace(now, says=known.says)
-            self._pods[where] = now
+        if known is not None and now is not None and known.address == now.address:
+            now = dataclasses.replace(now, says=known.says)
+        self._set(where, now)
         return _pools_of(known, now) if _news(known) != _news(now) else set()
 
     def unheard(self, where: PodKey) -> EngineAddress | None:
@@ -133,42 +132,63 @@ class Consumers:
         one = self._pods.get(where)
         if one is None or one.address != address or one.says == says:
             return set()
-        self._pods[where] = dataclasses.replace(one, says=says)
+        self._set(where, dataclasses.replace(one, says=says))
         return {one.pool}
 
     def drop(self, pod: Mapping[str, Any]) -> set[PoolKey]:
+        """Forget a Pod that the watch showed as deleted; returns the pool for which that is news."""
         where = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        known = self._pods.get(where)
         self._touched.add(where)
-        return _pools_of(self._pods.pop(where, None))
+        self._set(where, None)
+        return _pools_of(known)
 
     def begin_list(self) -> None:
         """A list of all Pods is asked for now."""
         self._touched.clear()
 
-    def replace(self, listed: Iterable[Consumer], unclear: Set[PodKey] = frozenset()) -> set[PoolKey]:
+    def replace(
+        self,
+        listed: Iterable[Consumer],
+        unclear: Set[PodKey] = frozenset(),
+        unseen: Set[str] = frozenset(),
+    ) -> set[PoolKey]:
         """Take over what that list showed.
 
         Args:
             unclear: Pods of which it could not be found out whether they name a pool. What is known of them stays.
+            unseen: namespaces that the list could not look into. What is known of their Pods stays.
 
         Returns:
             The pools for which that is news.
         """
-        before = self._pods
-        kept = self._touched | unclear
-        self._pods = {
-            where: _with_containers_of(before.get(where), one)
-            for one in listed
-            if (where := (one.namespace, one.pod)) not in kept
-        }
-        self._pods |= {where: one for where, one in before.items() if where in kept}
-        changed = {
-            where for where in before.keys() | self._pods if _news(before.get(where)) != _news(self._pods.get(where))
-        }
-        return {key for where in changed for key in _pools_of(before.get(where), self._pods.get(where))}
+        shown = {(one.namespace, one.pod): one for one in listed}
+        changed: set[PoolKey] = set()
+        for where in self._pods.keys() | shown.keys():
+            if where in self._touched or where in unclear or where[0] in unseen:
+                continue
+            known = self._pods.get(where)
+            now = _with_containers_of(known, shown[where]) if where in shown else None
+            if _news(known) != _news(now):
+                changed |= _pools_of(known, now)
+            self._set(where, now)
+        return changed
 
     def of(self, pool: PoolKey) -> tuple[Consumer, ...]:
-        return tuple(one for one in self._pods.values() if one.pool == pool)
+        """Return the Pods that name a pool. This takes as long as there are such Pods."""
+        return tuple(self._of_pool.get(pool, {}).values())
+
+    def _set(self, where: PodKey, now: Consumer | None) -> None:
+        """Remember a Pod in the place of what is known of it; None: it is none of these any more."""
+        known = self._pods.pop(where, None)
+        if known is not None:
+            pods = self._of_pool[known.pool]
+            del pods[where]
+            if not pods:
+                del self._of_pool[known.pool]
+        if now is not None:
+            self._pods[where] = now
+            self._of_pool.setdefault(now.pool, {})[where] = now
 
 
 def _news(one: Consumer | None) -> tuple[object, ...]:
@@ -189,35 +209,55 @@ def _pools_of(*ones: Consumer | None) -> set[PoolKey]:
 
 async def scan(
     client: Client, parents: Parents, namespaces: tuple[str, ...]
-) -> tuple[list[Consumer], frozenset[PodKey]]:
-    """Look at every Pod.
+) -> tuple[list[Consumer], frozenset[PodKey], frozenset[str]]:
+    """Look at every Pod, one page of the list after the other: of what names no pool nothing is kept.
 
     Returns:
-        Those that name a pool, themselves or by their parent, and those whose parent could not be asked for.
+        Those that name a pool, themselves or by their parent; those whose parent could not be asked for; and the
+        namespaces that the operator may not look into.
 
     Raises:
-        ApiError: the API server can't be reached.
+        ApiError: the API server can't be reached, or lets the operator in nowhere.
     """
-    found = []
-    unclear = set()
-    silent = set[tuple[str, names.Parent]]()
+    found: list[Consumer] = []
+    unclear: set[PodKey] = set()
+    silent: set[tuple[str, names.Parent]] = set()
+    refused: dict[str, Refused] = {}
     for namespace in namespaces or ("",):
-        for pod in await client.list(POD, namespace, labels={}, metadata_only=True):
-            reference = None
-            where = str(pod["metadata"]["namespace"]), str(pod["metadata"]["name"])
-            parent = names.parent(pod)
-            if parent is not None and names.POOL not in names.annotations_of(pod):
-                asked = where[0], parent
-                if asked not in silent:
-                    try:
-                        reference = await parents.pool(*asked)
-                    except ApiError as error:
-                        _log.warning("%s %s/%s: %s", parent.kind, where[0], parent.name, error.message)
-                        silent.add(asked)
-                if asked in silent:
-                    unclear.add(where)
-                    continue
-            one = record(pod, reference)
-            if one is not None:
-                found.append(one)
-    return found, frozenset(unclear)
+        try:
+            async for page in client.pages(POD, namespace, labels={}, metadata_only=True):
+                for pod in page.items:
+                    await _look(pod, parents, found, unclear, silent)
+        except Refused as error:
+            _log.warning("namespace %s is left out: %s", namespace or "(all)", error.message)
+            refused[namespace] = error
+    if len(refused) == len(namespaces or ("",)):
+        raise next(iter(refused.values()))
+    return found, frozenset(unclear), frozenset(refused)
+
+
+async def _look(
+    pod: Mapping[str, Any],
+    parents: Parents,
+    found: list[Consumer],
+    unclear: set[PodKey],
+    silent: set[tuple[str, names.Parent]],
+) -> None:
+    """Put a Pod where it belongs. ``silent`` holds parents that could not be asked for, and gets more."""
+    reference = None
+    where = str(pod["metadata"]["namespace"]), str(pod["metadata"]["name"])
+    parent = names.parent(pod)
+    if parent is not None and names.POOL not in names.annotations_of(pod):
+        asked = where[0], parent
+        if asked not in silent:
+            try:
+                reference = await parents.pool(*asked)
+            except ApiError as error:
+                _log.warning("%s %s/%s: %s", parent.kind, where[0], parent.name, error.message)
+                silent.add(asked)
+        if asked in silent:
+            unclear.add(where)
+            return
+    one = record(pod, reference)
+    if one is not None:
+        found.append(one)

@@ -12,7 +12,6 @@ from kvpool_operator.api.consent import CREDENTIALS_LABEL
 from kvpool_operator.api.external import Auth
 from kvpool_operator.desired import Pool, engines, names, stores
 from kvpool_operator.kube import (
-    CHILD_KINDS,
     CONFIG_MAP,
     DAEMON_SET,
     POD,
@@ -29,6 +28,7 @@ from kvpool_operator.observe.cache import Cache, owner_uid
 from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.external import Login, has_external, probe_external
 from kvpool_operator.observe.pods import troubles
+from kvpool_operator.observe.relist import Relists
 from kvpool_operator.observe.secrets import decoded
 from kvpool_operator.status.checks import replica_counts
 from kvpool_operator.status.observed import Consumer, Observed, PodTrouble, StoreProbe, StoreState
@@ -64,6 +64,7 @@ class Observer:
         self._settings = settings
         self._dial = Dialer(settings.probes, ApiServers(client, clock).hosts)
         self._clock = clock
+        self._relists = Relists(client, cache, settings.watch_namespaces, seconds=settings.resync_seconds, clock=clock)
         self._listed: dict[PoolKey, float] = {}
         self._probed: dict[PoolKey, tuple[float, KVCachePoolSpec, StoreProbe, Usernames]] = {}
 
@@ -85,17 +86,22 @@ class Observer:
         Args:
             consenting: namespaces in which copies may be, beside those where some are known.
         """
+        namespace, name = key
+        await self._relists.refresh(namespace)
         now = self._clock()
         if now - self._listed.get(key, float("-inf")) < self._settings.resync_seconds:
             return
-        namespace, name = key
-        labels = {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.POOL_LABEL: name}
-        lists = [self._client.list(kind, namespace, labels=labels) for kind in CHILD_KINDS]
         known = {str(body["metadata"]["namespace"]) for body in self.children(key)}
-        elsewhere = sorted(known.union(consenting) - {namespace})
-        copies = {**labels, names.POOL_NAMESPACE_LABEL: namespace}
-        lists += [self._list_copies(kind, other, copies) for other in elsewhere for kind in (CONFIG_MAP, SECRET)]
-        self._cache.replace(namespace, name, [body for bodies in await asyncio.gather(*lists) for body in bodies])
+        unwatched = sorted(other for other in known.union(consenting) if not self._relists.covers(other))
+        labels = {
+            names.MANAGED_BY_LABEL: names.MANAGED_BY,
+            names.POOL_LABEL: name,
+            names.POOL_NAMESPACE_LABEL: namespace,
+        }
+        lists = [self._list_copies(kind, other, labels) for other in unwatched for kind in (CONFIG_MAP, SECRET)]
+        copies = [body for bodies in await asyncio.gather(*lists) for body in bodies]
+        watched = [body for body in self.children(key) if body["metadata"]["namespace"] not in unwatched]
+        self._cache.replace(namespace, name, [*watched, *copies])
         self._listed[key] = now
 
     def knows_children(self, key: PoolKey) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kvpool_operator.kube import POOL, ApiError, Client, NotFound
@@ -27,6 +27,10 @@ class Pools:
         self._absent: dict[PoolKey, float] = {}
         self._gone: dict[PoolKey, int] = {}
         """Versions at which pools were deleted: an answer to a question that was asked before may come after that."""
+
+    def keys(self) -> Iterable[PoolKey]:
+        """Return namespace and name of each pool that is known."""
+        return tuple(self._bodies)
 
     def put(self, body: Mapping[str, Any]) -> None:
         """Take over a pool that a watch or a list showed."""

@@ -2,6 +2,9 @@
 
 Each round first announces what the Secret has, then moves on by one step, then serves. So nothing is served that was not
 announced, and a restart in between loses nothing. A context that is given a new certificate uses it for new connections.
+
+One replica of several leads: it alone writes. The others serve what the Secret has. They look at it more often than a new CA is
+announced before a certificate of it is served, so they need not know whether it was.
 """
 
 from __future__ import annotations
@@ -33,9 +36,18 @@ def _utc_now() -> datetime.datetime:
 class Keeper:
     """One for the operator's life."""
 
-    def __init__(self, client: Client, settings: Webhook, *, now: Callable[[], datetime.datetime] = _utc_now) -> None:
+    def __init__(
+        self,
+        client: Client,
+        settings: Webhook,
+        *,
+        leads: Callable[[], bool],
+        now: Callable[[], datetime.datetime] = _utc_now,
+    ) -> None:
+        """Take ``leads``, which says whether this replica leads now, and the time of day."""
         self._client = client
         self._settings = settings
+        self._leads = leads
         self._now = now
         self._served = b""
         self.pause = settings.check_seconds
@@ -60,10 +72,14 @@ class Keeper:
         """One look, and at most one step.
 
         Raises:
-            ApiError: the API server can't be reached or refused.
+            ApiError: the API server can't be reached or refused, or this replica does not lead any more.
         """
         secret = await self._find()
         bundle = _read(secret) if secret is not None else None
+        if not self._leads():
+            if bundle is not None:
+                self._serve(bundle)
+            return
         if bundle is not None:
             await self._announce(bundle)
         wanted = certificates.advance(bundle, self._terms(), self._now())
@@ -149,6 +165,7 @@ def _read(secret: Mapping[str, Any]) -> Bundle | None:
         return certificates.read(*(base64.b64decode(data[key], validate=True) for key in _FIELDS))
     except (KeyError, ValueError, TypeError, binascii.Error, IndexError) as error:
         _log.warning(
-            "webhook: the Secret with the certificates can't be used (%s), so they are made anew", type(error).__name__
+            "webhook: the Secret with the certificates can't be used (%s), so the leader makes another",
+            type(error).__name__,
         )
         return None

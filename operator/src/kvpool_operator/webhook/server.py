@@ -9,11 +9,13 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from kvpool_operator.injection import review
 from kvpool_operator.injection.outcome import Outcome
@@ -25,7 +27,7 @@ _BODY_LIMIT = 7 << 20
 _REMEMBERED = 1000
 
 
-class Timings:
+class Timings(Collector):
     """Durations of the last answers, in seconds."""
 
     def __init__(self) -> None:
@@ -41,11 +43,14 @@ class Timings:
         ordered = sorted(self._last)
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
-    def lines(self) -> list[str]:
-        """In Prometheus' text format."""
+    def collect(self) -> Iterable[Metric]:
+        """Return the number of answers, and quantiles of the last ones. The library's own summary has no quantiles."""
         name = "kvpool_operator_webhook_seconds"
-        shares = [f'{name}{{quantile="{share}"}} {self.quantile(share):.6f}' for share in (0.5, 0.99)]
-        return [f"# TYPE {name} summary", *shares, f"{name}_count {self.count}"]
+        family = Metric(name, "Time from the first byte of a review to its answer.", "summary")
+        for share in (0.5, 0.99):
+            family.add_sample(name, {"quantile": str(share)}, self.quantile(share))
+        family.add_sample(f"{name}_count", {}, self.count)
+        return [family]
 
 
 def application(routes: Mapping[str, Decide], timings: Timings) -> web.Application:

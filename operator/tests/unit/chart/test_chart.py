@@ -18,6 +18,7 @@ from kvpool_operator.kube import (
     CLAIM,
     ENDPOINT_SLICE,
     EVENT,
+    LEASE,
     LLM_SERVICES,
     NAMESPACE,
     POD,
@@ -29,7 +30,7 @@ from kvpool_operator.observe.api_servers import NAME as NODES_NAME
 from kvpool_operator.observe.api_servers import NAMESPACE as NODES_NAMESPACE
 
 CHART = Path(__file__).parents[4] / "charts" / "kvpool-operator"
-FURTHER = ("-edit", "-view", "-webhook", "-api-servers")
+FURTHER = ("-edit", "-view", "-webhook", "-api-servers", "-lease")
 """Ends of names of roles beside the one for pools."""
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
@@ -145,6 +146,44 @@ def test_the_webhooks_rights_are_over_named_objects(chart: Chart) -> None:
     ]
 
 
+def test_the_lease_is_the_one_of_the_settings_and_no_other(chart: Chart) -> None:
+    for name in ("kvpool-operator", "other"):
+        values = {"fullnameOverride": name}
+        (role,) = [m for m in manifests(chart, values) if m["metadata"]["name"] == f"{name}-lease" and "rules" in m]
+        assert (role["kind"], role["metadata"]["namespace"]) == ("Role", "kvpool-system")
+        found = [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for rule in role["rules"]]
+        assert found == [([LEASE.plural], [name], ["get", "patch"]), ([LEASE.plural], None, ["create"])]
+        assert settings(chart, values).election.lease == name
+        assert settings(chart, values).namespace == "kvpool-system"
+
+
+def test_two_replicas_are_rolled_spread_and_drained_one_by_one(chart: Chart) -> None:
+    deployment = one(chart, "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    update = {"maxUnavailable": 1, "maxSurge": 1}
+    assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": update}
+    (container,) = deployment["template"]["spec"]["containers"]
+    assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 3}}}
+    labels = deployment["template"]["metadata"]["labels"].items()
+    spread = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert {rule["topologyKey"] for rule in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for rule in spread:
+        assert rule["whenUnsatisfiable"] == "ScheduleAnyway"
+        assert rule["labelSelector"]["matchLabels"].items() <= labels
+    budget = one(chart, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels
+
+
+def test_a_single_replica_can_be_drained(chart: Chart) -> None:
+    made = manifests(chart, {"replicas": 1})
+    assert "PodDisruptionBudget" not in {m["kind"] for m in made}
+    (deployment,) = [m["spec"] for m in made if m["kind"] == "Deployment"]
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert "topologySpreadConstraints" not in deployment["template"]["spec"]
+
+
 def test_the_api_servers_addresses_are_read_from_one_object(chart: Chart) -> None:
     def found(values: dict[str, Any]) -> list[dict[str, Any]]:
         here = [m for m in manifests(chart, values) if m["metadata"].get("namespace") == NODES_NAMESPACE]
@@ -185,11 +224,12 @@ def test_the_admission_policy_covers_all_that_the_operator_writes(chart: Chart) 
         for version in rule["apiVersions"]
         for resource in rule["resources"]
     }
-    assert covered == {(kind.group, kind.version, kind.plural) for kind in (*CHILD_KINDS, CLAIM)}
+    assert covered == {(kind.group, kind.version, kind.plural) for kind in (*CHILD_KINDS, CLAIM, LEASE)}
     writes = {"create", "update", "patch", "delete", "deletecollection"}
     elsewhere = {(POOL.group, f"{POOL.plural}/status"), (EVENT.group, EVENT.plural)}
     written = {resource for resource, verbs in rules(chart).items() if verbs & writes}
-    assert {(group, resource) for group, _, resource in covered} == written - elsewhere
+    own = {(LEASE.group, LEASE.plural)}  # by a Role in the operator's namespace
+    assert {(group, resource) for group, _, resource in covered} == (written | own) - elsewhere
     operations = {tuple(rule["operations"]) for rule in policy["matchConstraints"]["resourceRules"]}
     assert operations == {("CREATE", "UPDATE", "DELETE"), ("UPDATE",)}
     assert policy["failurePolicy"] == "Fail"
@@ -208,6 +248,8 @@ def test_the_admission_policy_knows_the_operators_account_and_marks(chart: Chart
     assert f"'{group}/'" in expressions["isChild"]
     assert f"'{KIND}'" in expressions["isChild"]
     assert "'kvpool-operator-webhook'" in expressions["isCertificate"]
+    assert "request.name == 'kvpool-operator'" in expressions["isLease"]
+    assert "request.namespace == 'kvpool-system'" in expressions["isLease"]
     without = one(chart, "ValidatingAdmissionPolicy", {"webhook": {"enabled": False}})["spec"]["variables"]
     assert without[0] == {"name": "isCertificate", "expression": "false"}
 
@@ -256,7 +298,7 @@ def test_no_permission_has_a_wildcard(chart: Chart) -> None:
 
 def test_with_namespaces_there_is_a_role_in_each_and_no_cluster_wide_right(chart: Chart) -> None:
     made = manifests(chart, {"watchNamespaces": ["a", "b"]})
-    within = ["a", "b", "kvpool-system", "default"]
+    within = ["a", "b", "kvpool-system", "kvpool-system", "default"]
     assert [m["metadata"]["namespace"] for m in made if m["kind"] == "Role"] == within
     assert [m["metadata"]["namespace"] for m in made if m["kind"] == "RoleBinding"] == within
     bound = [m["roleRef"]["name"] for m in made if m["kind"] == "ClusterRoleBinding"]
@@ -283,7 +325,8 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it(chart: Chart) -> None
         ({"settings": {"engineDefaults": {"podTemplates": {}}}}, "podTemplates"),
         ({"settings": {"images": {"engine": ""}}}, "engine"),
         ({"watchNamespaces": ["Not_A_Namespace"]}, "watchNamespaces"),
-        ({"replicas": 2}, "replicas"),
+        ({"replicas": 0}, "replicas"),
+        ({"replica": 2}, "replica"),
         ({"webhook": {"url": "http://plain"}}, "url"),
         ({"webhook": {"timeoutSeconds": 1}}, "timeoutSeconds"),
         ({"networkPolicy": {"metricsFrom": [{"namespace": "x"}]}}, "metricsFrom"),

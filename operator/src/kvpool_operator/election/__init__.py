@@ -1,0 +1,1 @@
+"""Which replica leads: ``lease`` decides by what a Lease says, ``elector`` reads and writes it."""
