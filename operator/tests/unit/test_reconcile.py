@@ -369,7 +369,7 @@ def test_a_fresh_operator_says_nothing_of_children_that_it_could_not_list() -> N
     operator.reconcile()
     operator.restart()
     operator.server.fault = lambda _, request: (
-        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+        answer_with(500) if request.url.path.endswith("/v1/deployments") else None
     )
     operator.reconcile()
     for kind in ("Ready", "BackendAvailable", "EnginesReady"):
@@ -386,7 +386,7 @@ def test_children_that_were_listed_once_are_known() -> None:
     operator = Operator(MANAGED)
     operator.reconcile()
     operator.server.fault = lambda _, request: (
-        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+        answer_with(500) if request.url.path.endswith("/v1/deployments") else None
     )
     operator.reconcile()
     assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
@@ -426,7 +426,7 @@ def test_a_withdrawn_consent_is_followed_while_the_pool_is_held() -> None:
     operator.reconcile()
     withdraw(operator)
     operator.server.fault = lambda _, request: (
-        answer_with(500) if request.url.path.endswith("/team/deployments") else None
+        answer_with(500) if request.url.path.endswith("/v1/deployments") else None
     )
     operator.reconcile()
     assert operator.condition()[:2] == ("Unknown", "ApiServerFailing")
