@@ -76,6 +76,11 @@ def continues_mla_prefixes() -> bool:
     return has_amx()
 
 
+def has_fp8_kv() -> bool:
+    """Return whether vLLM has KV memory of eight bits here: its kernels need AVX-512 or AMX."""
+    return has_amx() or "avx512f" in cpu_flags()
+
+
 def describe() -> dict[str, str | int | float]:
     """Return what figures were measured on."""
     memory_kib = next(

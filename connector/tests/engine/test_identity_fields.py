@@ -36,6 +36,7 @@ from kvpool_connector.identity import digest
 from kvpool_connector.vllm import facts, kv_abi
 from kvpool_connector.vllm.facts import engine_facts, hash_seed, layout_facts
 from kvpool_connector.vllm.prepare import reconsidered
+from testkit.host import has_fp8_kv
 from testkit.servers import KeyValueServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -84,7 +85,11 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
         ({"tenant": "other"}, {}),
         ({"model_revision": "0123abc"}, {}),
         ({}, {"dtype": "bfloat16"}),
-        ({}, {"kv_cache_dtype": "fp8_e5m2"}),
+        pytest.param(
+            {},
+            {"kv_cache_dtype": "fp8_e5m2"},
+            marks=pytest.mark.skipif(not has_fp8_kv(), reason="vLLM has no FP8 KV memory on this CPU"),
+        ),
         ({}, {"prefix_caching_hash_algo": "sha256_cbor"}),
         ({}, {"hf_overrides": {"rope_parameters": ROPE}}),
         ({}, {"hf_overrides": {"rms_norm_eps": 1e-3}}),
