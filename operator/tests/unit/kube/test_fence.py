@@ -44,7 +44,8 @@ def test_it_is_open_until_its_time() -> None:
 
 @contextlib.asynccontextmanager
 async def listening(heard: bytearray, connected: asyncio.Event) -> AsyncIterator[str]:
-    """Answer every request, and note what comes."""
+    """Answer every request, note what comes, and end when the clients have gone."""
+    talks: list[asyncio.Task[None]] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
@@ -52,10 +53,15 @@ async def listening(heard: bytearray, connected: asyncio.Event) -> AsyncIterator
             heard.extend(chunk)
             writer.write(ANSWER)
         writer.close()
+        await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.create_task(answer(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*talks)
 
 
 async def test_reads_pass_and_writes_do_not() -> None:
