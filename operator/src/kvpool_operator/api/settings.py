@@ -127,6 +127,8 @@ class Probes(_Section):
     refuse_api_server: bool = True
     """Not the API server's address either."""
     at_a_time: int = Field(8, ge=1, le=256)
+    deadline_seconds: float = Field(2, gt=0, le=30)
+    """For one server, its name's lookup included."""
 
 
 class Settings(_Section):

@@ -34,6 +34,8 @@ class Dialer:
         api_servers: returns the names and addresses of API servers; it is asked for each connection.
         """
         self._probes = probes
+        self.deadline_s = probes.deadline_seconds
+        """For one server."""
         self._api_servers = api_servers
         self._slots = asyncio.Semaphore(probes.at_a_time)
         # A nameserver may never answer, and its thread waits on after the deadline. Threads of the event loop's own would

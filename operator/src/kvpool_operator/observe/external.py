@@ -15,7 +15,6 @@ from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.probe import Target, probe, probe_anonymously, sentinel_primary, within
 from kvpool_operator.status.observed import StoreProbe, StoreState
 
-DEADLINE = 2.0
 TOTAL_S = 30.0
 """Seconds for all probes of a pool together."""
 _LM_HEALTH = struct.pack("<9i150s", 5, 0, 4, 6, 0, 0, 0, 0, 0, b"ready@1@0@0@uint8".ljust(150))
@@ -112,7 +111,7 @@ async def probe_port(dial: Dialer, host: str, port: int) -> StoreProbe:
     async def nothing(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> StoreProbe:
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} listens")
 
-    return await within(dial, Target(host, port), DEADLINE, nothing)
+    return await within(dial, Target(host, port), nothing)
 
 
 async def probe_lmcache(dial: Dialer, host: str, port: int) -> StoreProbe:
@@ -124,7 +123,7 @@ async def probe_lmcache(dial: Dialer, host: str, port: int) -> StoreProbe:
         await reader.readexactly(_LM_ANSWER)
         return StoreProbe(StoreState.AVAILABLE, f"{host}:{port} answers")
 
-    return await within(dial, Target(host, port), DEADLINE, health)
+    return await within(dial, Target(host, port), health)
 
 
 async def probe_etcd(dial: Dialer, endpoints: tuple[str, ...]) -> StoreProbe:
@@ -150,7 +149,7 @@ async def _etcd_member(dial: Dialer, endpoint: str) -> StoreProbe:
             return StoreProbe(StoreState.AVAILABLE, f"{endpoint} is healthy")
         return StoreProbe(StoreState.NO_QUORUM, f"{endpoint} sees no leader")
 
-    return await within(dial, Target(host, port), DEADLINE, health)
+    return await within(dial, Target(host, port), health)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -55,12 +55,12 @@ class Target:
         return self.called or f"{self.host}:{self.port}"
 
 
-async def probe(dial: Dialer, target: Target, *, deadline: float = 2.0) -> StoreProbe:
+async def probe(dial: Dialer, target: Target) -> StoreProbe:
     """Try it once. Never raises for what a store or a network can do, and never repeats a password in what it says."""
-    return await within(dial, target, deadline, lambda reader, writer: _converse(target, reader, writer))
+    return await within(dial, target, lambda reader, writer: _converse(target, reader, writer))
 
 
-async def probe_anonymously(dial: Dialer, target: Target, *, deadline: float = 2.0) -> StoreProbe:
+async def probe_anonymously(dial: Dialer, target: Target) -> StoreProbe:
     """Try it once without a password. A server that asks for one answers, which is all that is seen of it."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StoreProbe:
@@ -69,34 +69,29 @@ async def probe_anonymously(dial: Dialer, target: Target, *, deadline: float = 2
             return StoreProbe(StoreState.AVAILABLE, f"{target.where} answers, and asks for a password")
         return _pong(target, answer) or StoreProbe(StoreState.AVAILABLE, f"{target.where} answers")
 
-    return await within(dial, target, deadline, talk)
+    return await within(dial, target, talk)
 
 
-async def sentinel_primary(
-    dial: Dialer, target: Target, master_name: str, *, deadline: float = 2.0
-) -> tuple[str, int] | StoreProbe:
+async def sentinel_primary(dial: Dialer, target: Target, master_name: str) -> tuple[str, int] | StoreProbe:
     """The primary's address as a sentinel names it; or why it names none."""
-    return await within(
-        dial, target, deadline, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer)
-    )
+    return await within(dial, target, lambda reader, writer: _ask_sentinel(target, master_name, reader, writer))
 
 
 async def within(
     dial: Dialer,
     target: Target,
-    deadline: float,
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Answer]],
 ) -> Answer | StoreProbe:
     """One connection, one deadline for all that is said over it. What a network or a server can do is an answer, never raised."""
     try:
-        async with dial.connection(target.host, target.port, deadline) as (reader, writer):
+        async with dial.connection(target.host, target.port, dial.deadline_s) as (reader, writer):
             return await talk(reader, writer)
     except AddressRefusedError:
         return StoreProbe(
             StoreState.ADDRESS_REFUSED, f"the operator does not ask the address that {target.where} leads to"
         )
     except TimeoutError:
-        return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {deadline:g} s")
+        return StoreProbe(StoreState.UNREACHABLE, f"{target.where} did not answer within {dial.deadline_s:g} s")
     except (OSError, OverflowError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         return StoreProbe(StoreState.UNREACHABLE, f"{target.where}: {_words(error)}")
 

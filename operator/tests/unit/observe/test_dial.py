@@ -26,7 +26,7 @@ from testkit.patience import PATIENCE_S
 
 from .api_server import ApiServer, no_hosts
 
-ANYWHERE = Probes(refused_networks=(), refuse_api_server=False)
+ANYWHERE = Probes(refused_networks=(), refuse_api_server=False, deadline_seconds=30)
 
 
 @asynccontextmanager

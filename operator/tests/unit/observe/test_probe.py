@@ -18,9 +18,10 @@ from testkit.patience import PATIENCE_S, promptly
 from .api_server import no_hosts
 
 
-def anywhere() -> Dialer:
+def anywhere(deadline_s: float = PATIENCE_S) -> Dialer:
     """A dialer that refuses no address: peers listen on loopback."""
-    return Dialer(Probes(refused_networks=(), refuse_api_server=False), no_hosts)
+    probes = Probes.model_construct(refused_networks=(), refuse_api_server=False, deadline_seconds=deadline_s)
+    return Dialer(probes, no_hosts)
 
 
 @asynccontextmanager
@@ -54,7 +55,7 @@ async def peer(answer: bytes | None, *, close: bool = False) -> AsyncIterator[in
 async def test_a_peer_that_is_no_store(answer: bytes | None, close: bool, words: str) -> None:
     async with peer(answer, close=close) as port:
         with promptly(2):
-            found = await probe(anywhere(), Target("127.0.0.1", port), deadline=PATIENCE_S if answer or close else 0.2)
+            found = await probe(anywhere(PATIENCE_S if answer or close else 0.2), Target("127.0.0.1", port))
     assert found.state is StoreState.UNREACHABLE
     assert words in found.detail
 
@@ -70,7 +71,7 @@ async def test_a_sentinel_that_names_no_port(port: str) -> None:
     """An answer, never an exception: the pool would be without a status for ever."""
     word = port.encode()
     async with peer(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(word), word)) as listens:
-        found = await sentinel_primary(anywhere(), Target("127.0.0.1", listens), "mymaster", deadline=PATIENCE_S)
+        found = await sentinel_primary(anywhere(), Target("127.0.0.1", listens), "mymaster")
     assert isinstance(found, StoreProbe)
     assert found.state is StoreState.UNREACHABLE
 
@@ -110,10 +111,10 @@ async def test_nothing_that_a_peer_says_is_repeated(answer: bytes) -> None:
     async with peer(answer) as port:
         target = Target("127.0.0.1", port, password="canary")
         for login in (target, dataclasses.replace(target, password=None)):
-            found = await probe(anywhere(), login, deadline=PATIENCE_S)
+            found = await probe(anywhere(), login)
             assert found.state in (StoreState.AUTH_FAILED, StoreState.UNREACHABLE)
             assert "canary" not in found.detail
-            named = await sentinel_primary(anywhere(), login, "mymaster", deadline=PATIENCE_S)
+            named = await sentinel_primary(anywhere(), login, "mymaster")
             assert isinstance(named, StoreProbe)
             assert "canary" not in named.detail
     assert "canary" not in found.detail
