@@ -219,35 +219,60 @@ def test_memory_per_key() -> None:
         tracemalloc.stop()  # it would slow all tests that follow
 
 
+def plain_lookups_s(places: dict[bytes, int], asked: list[bytes]) -> float:
+    """Return the processor time in which a dictionary gives as many answers on this host."""
+    start = time.thread_time()
+    slots = array("I")
+    for key in asked:
+        slot = places.get(key)
+        if slot is not None:
+            slots.append(slot)
+    return time.thread_time() - start
+
+
+def lookups_s(index: SlotIndex, asked: list[bytes]) -> float:
+    """Return the processor time of all calls of a request whose keys all hit."""
+    start = time.thread_time()
+    find, good, slots = index.find, index.good, array("I")
+    for key in asked:
+        slot = find(key)
+        if slot is not None and good[slot]:
+            slots.append(slot)
+    index.touch(slots)
+    index.pin(slots)
+    index.release(slots)
+    took = time.thread_time() - start
+    assert len(slots) == len(asked)
+    return took
+
+
 def test_time_of_a_long_prompt() -> None:
-    """All calls of a request of 8000 keys that hit, in processor time: the goal is 2.5 ms; asserted is three times that."""
+    """A request of 8000 keys that hit takes twice the time of a plain dictionary, and no more than four times it.
+
+    That is 2.5 ms of processor time where a dictionary takes 1.2. Hosts differ by a factor of four and more.
+    """
     index = SlotIndex(20_000, make_policy("slru"))
     keys = [key_of(number) for number in range(20_000)]
     for key in keys:
         index.add(key, State.READY)
-    times = []
+    places = {key: number for number, key in enumerate(keys)}
+    ratios = []
     for begin in range(0, 12_000, 400):
-        asked = [bytes(bytearray(key)) for key in keys[begin : begin + 8000]]  # no hash is known yet
-        start = time.thread_time()
-        find, good, slots = index.find, index.good, array("I")
-        for key in asked:
-            slot = find(key)
-            if slot is not None and good[slot]:
-                slots.append(slot)
-        index.touch(slots)
-        index.pin(slots)
-        index.release(slots)
-        times.append(1e3 * (time.thread_time() - start))
-        assert len(slots) == 8000
-    print(f"8000 keys: median {np.median(times):.2f} ms, lowest {min(times):.2f} ms")  # noqa: T201
-    assert np.median(times) < 7.5
+        # Copies: of none of them a hash is known yet.
+        first, second = ([bytes(bytearray(key)) for key in keys[begin : begin + 8000]] for _ in range(2))
+        ratios.append(lookups_s(index, first) / plain_lookups_s(places, second))
+    print(f"8000 keys: {np.median(ratios):.2f} times a dictionary's time")  # noqa: T201
+    assert np.median(ratios) < 4
 
 
 def test_time_of_evictions_in_a_large_tier() -> None:
     """No call may stop the scheduler: the goal is 1 ms of processor time; three times that for all but the slowest few.
 
-    The best of three tries: on a machine that others use, what they left in its caches costs processor time, too.
+    The best of three tries: on a machine that others use, what they left in its caches costs processor time, too. A
+    host whose dictionary takes longer than the 1.2 ms of the one that the goals are for may take longer in proportion.
     """
+    places = {key_of(number): number for number in range(8000)}
+    slowness = max(1.0, min(plain_lookups_s(places, [key_of(n) for n in range(8000)]) for _ in range(5)) / 1.2e-3)
     slots = 500_000
     index = SlotIndex(slots, make_policy("slru"))
     for number in range(slots):
@@ -268,8 +293,8 @@ def test_time_of_evictions_in_a_large_tier() -> None:
         return mean, slow
 
     tries = [evictions(attempt) for attempt in range(3)]
-    assert min(mean for mean, _ in tries) < 30
-    assert min(slow for _, slow in tries) < 3
+    assert min(mean for mean, _ in tries) < 30 * slowness
+    assert min(slow for _, slow in tries) < 3 * slowness
     index.pin(range(slots))
     start = time.thread_time()
     assert index.add(key_of("none"), State.READY) is None
