@@ -49,7 +49,7 @@ def test_pods_of_an_llminferenceservice_are_resolved_by_its_own_annotation(pool:
         create(pool, pod(f"{service_name}-{part}", pool="", labels=labels))
         assert is_injected(pool.must_get("pod", f"{service_name}-{part}")) == wanted
     found = pool.await_condition("demo", "InjectionReady", reason="Written")
-    assert found["message"].startswith("2 users' Pods")
+    assert found["message"] == "users' Pods: 2 were changed and not seen ready yet"
     assert "kvpool" not in json.dumps(pool.must_get("llminferenceservice", "with")["spec"])
 
 
