@@ -26,6 +26,7 @@ from kvpool_operator.api.rollout import ROLLOUT_NOW
 from kvpool_operator.desired.podpatch import merge
 from testkit.engine import MODEL, MODEL_NAME, ROOT, ensure_model, environment
 from testkit.host import Dtype, chosen_dtype
+from testkit.servers import wait_until
 
 SYSTEM = "kvpool-system"
 NAMESPACE = "kvpool-demo"
@@ -111,8 +112,16 @@ def run_operator(
     # Without a namespace: each object names its own, and one of them is elsewhere.
     kubectl("apply", "--server-side", "-f", "-", stdin=_documents(rendered))
     kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", _OPERATOR, "--timeout=120s", timeout_s=130)
+    # The former one may lead until it has ended, and would take what is asked next for its own settings.
+    wait_until("the former operator has ended", lambda: not _ending(kubectl), 60, poll_s=0.5)
     say("the operator runs")
     return kubectl
+
+
+def _ending(kubectl: Kubectl) -> list[str]:
+    """Return the operator's Pods that are on their way out."""
+    pods = kubectl.get("pods", "-n", SYSTEM, "-l", _OPERATOR)["items"]
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
 
 def chart_values(images: Mapping[str, str], folders: Sequence[HostFolder], dtype: Dtype) -> dict[str, Any]:
