@@ -113,7 +113,7 @@ def run_operator(
     kubectl("apply", "--server-side", "-f", "-", stdin=_documents(rendered))
     kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", _OPERATOR, "--timeout=120s", timeout_s=130)
     # The former one may lead until it has ended, and would take what is asked next for its own settings.
-    wait_until("the former operator has ended", lambda: not _ending(kubectl), 60, poll_s=0.5)
+    wait_until("the former operator has ended", lambda: not _ending(kubectl), 120, poll_s=0.5)
     say("the operator runs")
     return kubectl
 
