@@ -1,4 +1,4 @@
-"""Asks each engine in a Pod of others once what became of kvpool in it, when its container is ready.
+"""Asks each engine in a user's Pod once what became of kvpool in it, when its container is ready.
 
 An engine says it at its start and not differently later, so one answer for each start of a container
 is enough. Where none comes (a NetworkPolicy, TLS, a server that is none of vLLM's), the engine is asked

@@ -76,9 +76,10 @@ class Dialer:
 
         Raises:
             ApiError: nobody told the addresses of API servers.
+            TimeoutError: nameservers did not tell those of their names in time.
         """
         api_servers = await self._api_servers() if self._probes.refuse_api_server else ()
-        async with self._slots:
+        async with self._slots, asyncio.timeout(self.deadline_s):
             return self._is_refused(_plain(address), await self._resolved(api_servers))
 
     async def _addresses(self, host: str, port: int) -> list[str]:

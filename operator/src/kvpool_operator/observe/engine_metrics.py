@@ -1,4 +1,4 @@
-"""What an engine in a Pod of others says of kvpool, on vLLM's own ``/metrics``.
+"""What an engine in a user's Pod says of kvpool, on vLLM's own ``/metrics``.
 
 The connector's plug-in sets the gauge ``kvpool_engine_state{state, reason}`` when vLLM has parsed its
 arguments (``kvpool_connector/vllm/engine_state.py``), which is before the engine serves. It tells
@@ -26,6 +26,7 @@ _OURS = ("kvpool_", "kvpool:")
 """How the names of the connector's metrics begin."""
 _VLLM = "vllm:"
 _PATIENCE = aiohttp.ClientTimeout(total=3.0)
+_HEADERS = {"Accept-Encoding": "identity"}
 _LONGEST_TEXT = 4 << 20
 """In bytes; vLLM's metrics have some hundred thousand."""
 _LONGEST_REASON = 200
@@ -41,13 +42,14 @@ async def ask(address: EngineAddress, dial: Dialer) -> EngineSays | None:
     try:
         if await dial.refuses(address.host):
             return None
-    except ApiError:
+    except (ApiError, TimeoutError):
         return None
     host = address.host
     named = f"[{host}]" if ":" in host else host
     try:
         async with (
-            aiohttp.ClientSession(timeout=_PATIENCE) as session,
+            # Not decompressed: a small answer could become a very large one.
+            aiohttp.ClientSession(timeout=_PATIENCE, auto_decompress=False, headers=_HEADERS) as session,
             session.get(f"http://{named}:{address.port}/metrics", allow_redirects=False) as answer,
         ):
             if answer.status != 200:

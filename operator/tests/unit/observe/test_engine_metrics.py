@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import ipaddress
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -15,6 +18,7 @@ from kvpool_operator.kube import ApiError
 from kvpool_operator.observe.dial import Dialer
 from kvpool_operator.observe.engine_metrics import ask, said
 from kvpool_operator.status.observed import EngineAddress, EngineSays, EngineState
+from testkit.patience import PATIENCE_S
 
 
 def dialer(probes: Probes | None = None, *api_servers: str) -> Dialer:
@@ -151,3 +155,25 @@ async def test_api_servers_that_nobody_knows() -> None:
 
     async with engine(answers(metrics(("active", "", 1)))) as address:
         assert await ask(address, Dialer(Probes(refused_networks=()), hosts)) is None
+
+
+async def test_a_compressed_answer_is_not_unpacked() -> None:
+    """Some kilobytes could become gigabytes in the operator's memory."""
+
+    async def packed(request: web.Request) -> web.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        body = gzip.compress(metrics(("active", "", 1)).encode())
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async with engine(packed) as address:
+        assert await ask(address, dialer()) is None
+
+
+async def test_nameservers_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers_come = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers_come.wait(PATIENCE_S) and [])
+    dial = dialer(Probes(refused_networks=(), deadline_seconds=0.1), "api.example")
+    try:
+        assert await ask(EngineAddress("127.0.0.1", 1, "run"), dial) is None
+    finally:
+        answers_come.set()
